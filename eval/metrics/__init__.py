@@ -1,0 +1,1 @@
+"""Metrics as pure functions: official figures without the official scripts' dependencies."""

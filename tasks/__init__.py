@@ -1,0 +1,1 @@
+"""Commands: `python -m tasks.NAME`, or `vlm NAME`."""

