@@ -45,13 +45,19 @@ def train(args: Args) -> None:
     from vlm.data.shards import find_shards, read_samples
     from vlm.train.build import build
     from vlm.train.loop import Trainer, split_samples
+    from vlm.train.memory import keep_freed_memory
 
+    keep_freed_memory()
     config = read_config(args.config)
     samples = list(read_samples(find_shards(args.data)))
     train_samples, val_samples = split_samples(samples, config.val_every)
     if not train_samples:
         raise DataError(f"no photo with captions among the {len(samples)} of {args.data!r}")
     out = Path(args.out)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"--out {args.out!r} cannot be a folder: {error.strerror}; name another") from None
     model, tokenizer, config = build(config, samples, out)
     scorer = CiderScorer([[tokenize(c) for c in sample.captions] for sample in train_samples])
 
@@ -86,8 +92,9 @@ def read_config(name: str):
         raise ArgumentError(f"no configuration {name!r}; give a JSON file or one of: {known}")
     try:
         return module.from_json(json.loads(file.read_text(encoding="utf-8")))
-    except (TypeError, ValueError, KeyError) as error:
-        raise ArgumentError(f"{str(file)!r} is not a training configuration: {error}") from None
+    except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else f"is not a training configuration: {error}"
+        raise ArgumentError(f"{str(file)!r} {reason}") from None
 
 
 if __name__ == "__main__":

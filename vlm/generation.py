@@ -1,16 +1,16 @@
-"""Beam search, sampling, constrained decoding and candidate scoring on top of the backbone's key-value cache.
+"""Beam search, sampling and constrained decoding on top of the backbone's key-value cache.
 
 The rules and their order are those of OFA's sequence generator (Wang et al., 2022, arXiv:2202.03052, after fairseq's):
 a hypothesis finishes where the end token is among the first `beams` continuations of its sample, a sample is done when
 it has `beams` finished hypotheses, and scores are divided by `length ** length_penalty`.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from vlm.candidates import Trie
 from vlm.errors import ArgumentError
 from vlm.models.seq2seq import BOS, EOS, PAD, UNK, Encoded, Seq2Seq
 
@@ -31,7 +31,7 @@ class GenerationConfig:
         temperature: divides the logits.
         unk_penalty: subtracted from the log-probability of the unknown token.
         allowed: ids `(start, end)` that may be written beside the four special ones; None: all. Costs less than all.
-        mask_after_softmax: apply `allowed` and a trie to the full distribution, not before normalising it ("zero-shot").
+        mask_after_softmax: apply `allowed` and a trie after the softmax over all ids, not before ("zero-shot").
         sample: draw tokens instead of searching for the best.
         top_k: draw among the k most probable tokens; 0: all.
         top_p: draw among the fewest tokens that hold this probability together; 0: all.
@@ -98,62 +98,6 @@ class Hypothesis:
     ids: tuple[int, ...]
     score: float
     token_scores: tuple[float, ...]
-
-
-class Trie:
-    """Prefix tree of the answers that may be given, walked by many hypotheses at once.
-
-    All edges lie in one sorted tensor of `node << 32 | id`; nodes are numbered breadth first, so that edge i leads to
-    node i + 1. Node 0 is the root, and the number after the last node stands for leaving the tree.
-
-    Attributes:
-        sequences: the answers, in the order given, without end token.
-        keys: `int64[edges]`.
-    """
-
-    def __init__(self, sequences: Iterable[Iterable[int]]):
-        self.sequences = [tuple(sequence) for sequence in sequences]
-        if not self.sequences:
-            raise ArgumentError("no answers to choose from; give at least one sequence of ids")
-        if bad := [s for s in self.sequences if any(i < 0 or i in (PAD, EOS) for i in s)]:
-            raise ArgumentError(f"answer {bad[0]} holds padding, an end token or a negative id; leave them out")
-        paths = [(*sequence, EOS) for sequence in self.sequences]
-        nodes = [0] * len(paths)  # where each path stands
-        keys: list[int] = []
-        for depth in range(max(map(len, paths))):
-            open_paths = [i for i, path in enumerate(paths) if depth < len(path)]
-            edges = sorted({nodes[i] << 32 | paths[i][depth] for i in open_paths})
-            number = {key: len(keys) + 1 + i for i, key in enumerate(edges)}
-            for i in open_paths:
-                nodes[i] = number[nodes[i] << 32 | paths[i][depth]]
-            keys += edges
-        self.keys = torch.tensor(keys)
-
-    def ids(self) -> Tensor:
-        """Every id on some edge, sorted, `int64[ids]`."""
-        return (self.keys & 0xFFFFFFFF).unique()
-
-    def to(self, device: torch.device) -> "Trie":
-        self.keys = self.keys.to(device)
-        return self
-
-    def children(self, nodes: Tensor, vocab_size: int) -> Tensor:
-        """What may follow: `int64[rows]` nodes to `bool[rows, vocab]`, True at allowed ids."""
-        first = torch.searchsorted(self.keys, nodes << 32)
-        counts = torch.searchsorted(self.keys, (nodes + 1) << 32) - first
-        rows = torch.arange(len(nodes), device=nodes.device).repeat_interleave(counts)
-        # edges of all rows one after the other: each row counts up from its first edge
-        steps = torch.arange(len(rows), device=nodes.device) - (counts.cumsum(0) - counts)[rows]
-        mask = torch.zeros(len(nodes), vocab_size, dtype=torch.bool, device=nodes.device)
-        mask[rows, self.keys[first[rows] + steps] & 0xFFFFFFFF] = True
-        return mask
-
-    def advance(self, nodes: Tensor, ids: Tensor) -> Tensor:
-        """Follow one edge a row: `int64[rows]` nodes and ids to the `int64[rows]` nodes reached."""
-        keys = (nodes << 32) + ids
-        edges = torch.searchsorted(self.keys, keys)
-        found = self.keys[edges.clamp(max=len(self.keys) - 1)] == keys
-        return torch.where(found, edges + 1, len(self.keys) + 1)
 
 
 @torch.inference_mode()
@@ -225,11 +169,9 @@ class _Search:
         self._check_sizes()
         self.start, self.end = config.allowed or (SPECIALS, backbone.config.vocab_size)
         self.gap = 0 if config.mask_after_softmax else self.start - SPECIALS  # ids without a column
-        self.trie = None if trie is None else trie.to(device)
-        if trie is not None and int(trie.ids()[-1]) >= backbone.config.vocab_size:
-            raise ArgumentError(
-                f"the answers hold id {int(trie.ids()[-1])}; this model knows {backbone.config.vocab_size}"
-            )
+        self.trie = trie
+        if trie is not None:
+            trie.prepare(backbone.config.vocab_size, device)
         self.code_rows = torch.ones(1, dtype=torch.bool, device=device) if codes else None
         self.cache = backbone.start(encoded, config.beams, self.limit + 1, self.code_rows)
         self.samples = list(range(batch))
@@ -250,7 +192,7 @@ class _Search:
             raise ArgumentError(f"allowed={self.config.allowed} goes beyond the {sizes.vocab_size} ids of this model")
 
     def _prefix_columns(self, ids: Tensor) -> Tensor:
-        outside = (ids >= SPECIALS) & ((ids < self.start) | (ids >= self.end))
+        outside = (ids < 0) | (ids >= SPECIALS) & ((ids < self.start) | (ids >= self.end))
         if bool(outside.any()):
             raise ArgumentError(
                 f"prefix_ids holds {int(ids[outside][0])}, outside the ids {self.start} to {self.end - 1}"
@@ -314,15 +256,17 @@ class _Search:
             forbid_repeats(log_probs, self.tokens[:, : step + 1], config.no_repeat_ngram)
         return log_probs
 
-    def _trie_starts(self) -> Tensor | int:
-        """Number of tokens before the trie begins, `int64[rows, 1]`."""
-        return 0 if self.config.mask_after_softmax else (self.prefix != PAD).sum(1, keepdim=True)
-
     def _outside_trie(self, step: int, trie: Trie) -> Tensor:
         inside = trie.children(self.nodes, self.backbone.config.vocab_size)
         if self.config.allowed and not self.config.mask_after_softmax:
             inside = torch.cat([inside[:, :SPECIALS], inside[:, self.start : self.end]], 1)
-        return ~inside & (self._trie_starts() <= torch.tensor(step, device=inside.device))
+        return ~inside & self._in_trie(step)[:, None]
+
+    def _in_trie(self, step: int) -> Tensor:
+        """`bool[rows]`, True where token `step` belongs to an answer of the trie, False where to the prefix."""
+        if self.config.mask_after_softmax:
+            return torch.ones_like(self.nodes, dtype=torch.bool)
+        return (self.prefix != PAD).sum(1) <= step
 
     def _force_prefix(self, step: int, log_probs: Tensor) -> Tensor:
         """Leave the rows that still have a prefix its next token only; the others may end where they are long enough.
@@ -392,8 +336,7 @@ class _Search:
         width = self.config.beams
         rows = beams + torch.arange(0, len(self.samples) * width, width, device=beams.device)[:, None]
         ends = columns == EOS
-        finite = sums > -torch.inf
-        ending = (ends & finite)[:, :width]
+        ending = (ends & (sums > -torch.inf))[:, :width]
         if bool(ending.any()):
             self._finish(step, ending, sums[:, :width], rows[:, :width])
         if self.config.sample:
@@ -406,8 +349,7 @@ class _Search:
         if step == self.limit or not keep:
             self.samples = []
             return
-        dropped = len(keep) < len(self.samples)
-        if dropped:
+        if len(keep) < len(self.samples):
             kept = torch.tensor(keep, device=sums.device)
             sums, rows, columns = sums[kept], rows[kept], columns[kept]
             self.samples = [self.samples[i] for i in keep]
@@ -422,8 +364,7 @@ class _Search:
         self.tokens[:, step + 1], self.sums[:, step + 1] = columns, sums
         if self.trie is not None:
             reached = self.trie.advance(self.nodes[rows], self.to_ids(columns))
-            inside = self._trie_starts() <= torch.tensor(step, device=rows.device)
-            self.nodes = torch.where(inside.flatten(), reached, 0)
+            self.nodes = torch.where(self._in_trie(step), reached, 0)
 
     def _finish(self, step: int, ending: Tensor, sums: Tensor, rows: Tensor) -> None:
         """Store the continuations `bool[samples, beams]` that end, in their order, up to `beams` a sample."""
@@ -452,57 +393,3 @@ def forbid_repeats(log_probs: Tensor, tokens: Tensor, n: int) -> None:
     penalty = log_probs.new_zeros(repeats.shape).masked_fill_(repeats, -torch.inf)
     # adding, unlike writing, gives the same for an id that stands there twice
     log_probs.scatter_add_(1, ngrams[..., -1], penalty)
-
-
-@torch.inference_mode()
-def score_candidates(
-    backbone: Seq2Seq, encoded: Encoded, trie: Trie, *, prefix_ids: Tensor | None = None, chunk: int = 64
-) -> Tensor:
-    """Log-probability of each answer of a closed set, among the answers of the set.
-
-    At each position the softmax runs over those tokens only that continue some answer of the set, so that the
-    probabilities of the answers sum to 1. Lengths do not matter.
-
-    Args:
-        backbone: in evaluation mode.
-        encoded: from `backbone.encode`, of `batch` samples.
-        trie: the answers.
-        prefix_ids: `int64[batch, words]`, tokens before the answer that are not scored, padded on the right with 1.
-        chunk: answers that are read at once; changes memory, not results.
-
-    Returns:
-        `float32[batch, answers]`, in the order of `trie.sequences`.
-    """
-    batch, device = encoded.states.shape[0], encoded.states.device
-    trie.to(device)
-    output_ids = trie.ids()
-    if int(output_ids[-1]) >= backbone.config.vocab_size:
-        raise ArgumentError(f"the answers hold id {int(output_ids[-1])}; this model knows {backbone.config.vocab_size}")
-    prefix = torch.empty(batch, 0, dtype=torch.long) if prefix_ids is None else prefix_ids
-    prefix = prefix.to(device)
-    starts = (prefix != PAD).sum(1)[:, None, None]  # position that predicts the first token of the answer
-    scores = []
-    for first in range(0, len(trie.sequences), chunk):
-        answers = trie.sequences[first : first + chunk]
-        length = max(map(len, answers)) + 1
-        targets = torch.tensor([[*a, EOS, *[PAD] * (length - 1 - len(a))] for a in answers], device=device)
-        previous = prefix.new_full((batch, len(answers), prefix.shape[1] + length), PAD)
-        previous[:, :, 0] = BOS
-        previous[:, :, 1 : prefix.shape[1] + 1] = prefix[:, None]
-        where = starts + torch.arange(length, device=device)  # [batch, 1, length]
-        where = where.expand(-1, len(answers), -1)
-        words = targets[:, :-1].masked_fill(targets[:, :-1] == EOS, PAD).expand(batch, -1, -1)
-        previous.scatter_(2, where[..., 1:], words)
-        features = backbone.decode(previous.flatten(0, 1), encoded).unflatten(0, (batch, -1))
-        features = features.gather(2, where[..., None].expand(-1, -1, -1, features.shape[-1]))
-        logits = backbone.logits(features, output_ids).float()  # [batch, answers, length, output_ids]
-        nodes = torch.zeros(len(answers), dtype=torch.long, device=device)
-        inside = []
-        for position in range(length):
-            inside.append(trie.children(nodes, backbone.config.vocab_size)[:, output_ids])
-            nodes = trie.advance(nodes, targets[:, position])
-        log_probs = logits.masked_fill(~torch.stack(inside, 1), -torch.inf).log_softmax(-1)
-        column = torch.searchsorted(output_ids, targets).clamp(max=len(output_ids) - 1)
-        picked = log_probs.gather(3, column.expand(batch, -1, -1)[..., None])[..., 0]
-        scores.append(picked.masked_fill(targets == PAD, 0).sum(-1))
-    return torch.cat(scores, 1)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from vlm.errors import ModelError
 from vlm.image import ImageTransform
 from vlm.models.seq2seq import Seq2SeqConfig
-from vlm.models.towers import TowerConfig
+from vlm.models.towers import TimmTower, TowerConfig, build_tower
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.tokenizer import Tokenizer
 
@@ -39,7 +39,7 @@ def save_model(folder: Path, model: VisionLanguageModel, tokenizer: Tokenizer, i
         if not name.endswith("num_batches_tracked")
     }
     partial = folder / "model.safetensors.partial"
-    save_file(tensors, partial, {"format": "pt"})
+    partial.write_bytes(save(tensors, {"format": "pt"}))  # save_file would make it unreadable for other users
     os.replace(partial, folder / "model.safetensors")
     tokenizer.save(folder / "tokenizer.json")
     config = {
@@ -53,7 +53,9 @@ def save_model(folder: Path, model: VisionLanguageModel, tokenizer: Tokenizer, i
             "sha256": sha256(folder / "tokenizer.json"),
         },
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    partial = folder / "config.json.partial"
+    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, folder / "config.json")
 
 
 def load_model(folder: Path) -> tuple[VisionLanguageModel, Tokenizer, ImageTransform]:
@@ -69,17 +71,19 @@ def load_model(folder: Path) -> tuple[VisionLanguageModel, Tokenizer, ImageTrans
     try:
         tower, backbone = TowerConfig(**config["tower"]), Seq2SeqConfig(**config["backbone"])
         image = ImageTransform(**config["image"])
-        layout = dict(config["tokenizer"])
-        digest = layout.pop("sha256")
-        tokenizer = Tokenizer.load(folder / "tokenizer.json", **layout)
+        layout = config["tokenizer"]
+        codes, bins, digest = int(layout["num_codes"]), int(layout["num_bins"]), layout["sha256"]
         with torch.device("meta"):
             model = VisionLanguageModel(tower, backbone)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{str(folder / 'config.json')!r} does not describe a model: {error}") from None
-    if sha256(folder / "tokenizer.json") != digest or tokenizer.vocab_size != backbone.vocab_size:
-        raise ModelError(
-            f"{str(folder / 'tokenizer.json')!r} is not the tokenizer that these weights were trained with"
-        )
+        if isinstance(model.tower, TimmTower):  # such a tower may hold tables that it computes and no file keeps
+            model.tower = build_tower(tower)
+    except Exception as error:  # impossible values fail anywhere inside torch and timm
+        reason = f"lacks {error}" if isinstance(error, KeyError) else f"does not describe a model: {error}"
+        raise ModelError(f"{str(folder / 'config.json')!r} {reason}".splitlines()[0]) from None
+    file = folder / "tokenizer.json"
+    tokenizer = Tokenizer.load(file, codes, bins)
+    if sha256(file) != digest or tokenizer.vocab_size != backbone.vocab_size:
+        raise ModelError(f"{str(file)!r} is not the tokenizer that these weights were trained with; copy theirs")
     _fill(model, folder / "model.safetensors")
     return model.eval(), tokenizer, image
 
@@ -132,20 +136,19 @@ def resolve(name: str) -> Path:
     """
     if name in bundled():
         return BUNDLED / name
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))  # unlike Path's, it leaves a user that does not exist alone
     if path.is_dir():
         return path
     if path.exists():
         raise ModelError(f"{name!r} is a file; give the folder that holds {', '.join(FILES)}")
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise ModelError(f"no model {name!r}; bundled: {', '.join(bundled())}; or give a folder or a hub id OWNER/NAME")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    import huggingface_hub
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(FILES)))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).splitlines()[0]
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
+    except Exception as error:  # versions differ in the HTTP library whose errors come through
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"{name!r} is no local folder and could not be fetched from the hub: {reason}") from None
 
 

@@ -7,7 +7,7 @@ import re
 
 CAPTION = " what does the image describe?"
 
-_PUNCTUATION = re.compile(r"[^\w\s'-]|_|(?<!\w)['-]+|['-]+(?!\w)")
+_PUNCTUATION = re.compile(r"[^\w\s'-]|_|(?<![^\W_])['-]+|['-]+(?![^\W_])")
 _BLANKS = re.compile(r"\s+")
 
 

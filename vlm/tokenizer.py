@@ -1,11 +1,12 @@
 """Byte-level BPE with image-code and location tokens behind the words.
 
 The id layout is OFA's: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the pieces of text, `<mask>`, then `<code_0>` and on,
-`<bin_0>` and on. Text can never produce a special token: the piece merges cannot reach their names, so `"<bin_3>"` in a caption is
-ordinary text. `locations` and `codes` are the only ways to the ids above the text.
+`<bin_0>` and on. Text can never produce a special token: letters and signs are cut apart before pieces are merged, so
+that `"<s>"` or `"<bin_3>"` in a caption is ordinary text.
 """
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,9 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json` (the format of the `tokenizers` library); the layout is kept in the model's config."""
-        Path(path).write_text(self.bpe.to_str(pretty=False) + "\n", encoding="utf-8")
+        partial = f"{path}.{os.getpid()}.partial"  # several processes of one training may write it at once
+        Path(partial).write_text(self.bpe.to_str(pretty=False) + "\n", encoding="utf-8")
+        os.replace(partial, path)
 
     @classmethod
     def load(cls, path: str | Path, num_codes: int = 0, num_bins: int = 0) -> "Tokenizer":

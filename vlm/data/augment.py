@@ -14,7 +14,7 @@ class Augmentation:
     """Crop, flip and colours of a random view.
 
     Attributes:
-        min_area: smallest part of the photo that a crop keeps; 1 keeps the whole photo.
+        min_area: smallest part of the photo that a crop keeps, before it is cut back at the photo's edges.
         flip: probability of mirroring, where no caption speaks of left or right.
         jitter: largest relative change of brightness, contrast and saturation.
     """

@@ -15,9 +15,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlm.data.augment import Augmentation, may_flip, random_view
-from vlm.data.shards import Sample
+from vlm.data.shards import Sample, Skipped
+from vlm.errors import ImageError
 from vlm.image import ImageTransform, load_image
-from vlm.models.towers import Tower, trunk_features
+from vlm.models.towers import Tower, trunk_features, trunk_tensors
 from vlm.threads import ordered_map
 
 
@@ -47,7 +48,10 @@ def cached_features(
     Goes on where an interrupted call stopped. Another tower, stage, size or set of photos starts anew.
 
     Returns:
-        a memory map `float16[samples, views, channels, height, width]`.
+        A memory map `float16[samples, views, channels, height, width]`, NaN for photos that cannot be decoded.
+
+    Raises:
+        DataError: too many photos cannot be decoded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stamp = _stamp(samples, tower, stage, transform, augmentation, views, seed)
@@ -59,19 +63,28 @@ def cached_features(
     tower = tower.eval()
     probe = trunk_features(tower, torch.zeros(1, 3, transform.size, transform.size, device=device), stage)
     shape = (len(samples), views, *probe.shape[1:])
+    if not done:
+        state.unlink(missing_ok=True)  # it must not vouch for the file that is overwritten now
     features = open_memmap(file, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
+    skipped = Skipped(len(samples))
     jobs = [(i, v) for i in range(len(samples)) for v in range(views)]
 
     def load(job: tuple[int, int]) -> Tensor:
         i, v = job
-        return view(samples[i], transform, augmentation if v else None, f"{seed}/view{v}")
+        try:
+            return view(samples[i], transform, augmentation if v else None, f"{seed}/view{v}")
+        except ImageError as error:
+            skipped.add(samples[i], error)
+            return torch.full((3, transform.size, transform.size), torch.nan)
 
     flat = features.reshape(-1, *probe.shape[1:])
     images = ordered_map(load, jobs[done:], ahead=3 * batch_size)
     with tqdm(total=len(jobs), initial=done, unit="view", desc="features", disable=done == len(jobs)) as bar:
         while done < len(jobs):
             batch = torch.stack(list(islice(images, batch_size)))
-            flat[done : done + len(batch)] = trunk_features(tower, batch.to(device), stage).cpu().numpy()
+            found = trunk_features(tower, batch.to(device), stage).cpu().numpy()
+            found[batch[:, 0, 0, 0].isnan().numpy()] = np.nan  # a network may turn NaN into numbers
+            flat[done : done + len(batch)] = found
             done += len(batch)
             bar.update(len(batch))
             if done == len(jobs) or done // batch_size % 50 == 0:
@@ -84,8 +97,8 @@ def _stamp(samples: Sequence[Sample], tower: Tower, stage: int, *settings: objec
     digest = hashlib.sha256(repr((stage, settings)).encode())
     for sample in samples:
         digest.update(f"{sample.key} {len(sample.image)}".encode())
-    for tensor in tower.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
+    for tensor in trunk_tensors(tower, stage):  # the head may go on learning
+        digest.update(tensor.detach().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from vlm.errors import DataError
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+MAX_BAD = 0.01  # share of damaged samples above which a run fails
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ def find_shards(data: str | Path) -> list[str]:
     return shards
 
 
-def read_samples(shards: Sequence[str], max_bad: float = 0.01) -> Iterator[Sample]:
+def read_samples(shards: Sequence[str], max_bad: float = MAX_BAD) -> Iterator[Sample]:
     """Every sample of the shards, in order.
 
     Records that cannot be read are skipped with a warning.
@@ -63,33 +64,56 @@ def read_samples(shards: Sequence[str], max_bad: float = 0.01) -> Iterator[Sampl
         max_bad: share of bad records above which reading fails.
 
     Raises:
-        DataError: more than `max_bad` of the records are bad, or a shard is no tar file.
+        DataError: more than `max_bad` of the records are bad, or a shard is damaged or no tar file.
     """
-    import webdataset as wds
-
     bad: list[str] = []
     total = 0
     for shard in shards:
-        try:
-            for record in wds.WebDataset([shard], shardshuffle=False, empty_check=False):
-                total += 1
-                sample = _parse(record)
-                if sample is None:
-                    bad.append(f"{shard}:{record.get('__key__', '?')}")
-                    warnings.warn(f"skipped {bad[-1]}: no image or no readable JSON", stacklevel=2)
-                else:
-                    yield sample
-        except (OSError, ValueError) as error:
-            raise DataError(f"{shard!r} cannot be read as a tar shard: {error}") from None
+        for record in _records(shard):
+            total += 1
+            sample = _parse(record)
+            if sample is None:
+                bad.append(f"{shard}:{record['__key__']}")
+                warnings.warn(f"skipped {bad[-1]}: no image or no readable JSON", stacklevel=2)
+            else:
+                yield sample
     if bad and len(bad) > max_bad * total:
         raise DataError(f"{len(bad)} of {total} records are bad, the first is {bad[0]}; rebuild the shards")
+
+
+def _records(shard: str) -> Iterator[dict[str, Any]]:
+    """The files of a shard, grouped by their names."""
+    import webdataset as wds
+
+    _check_end(shard)
+    try:
+        # every process of a training reads all shards and takes its share of the samples: nothing is split here
+        yield from wds.WebDataset([shard], shardshuffle=False, empty_check=False, nodesplitter=None)  # type: ignore[arg-type]
+    except Exception as error:  # tarfile and the decompressors behind it raise nearly anything
+        reason = str(error.args[0] if error.args else type(error).__name__).splitlines()[0]
+        raise DataError(f"{shard!r} cannot be read as a tar shard: {reason}; build or download it again") from None
+
+
+def _check_end(shard: str) -> None:
+    """Refuse a local shard that was cut off: tarfile takes a cut between two files for the end.
+
+    A tar file ends with two blocks of 512 zero bytes (POSIX.1-2001, pax, "ustar Interchange Format").
+    """
+    path = Path(shard)
+    if path.suffix == ".tar" and path.is_file():
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            file.seek(max(0, size - 1024))
+            if size < 1024 or file.read().strip(b"\0"):
+                raise DataError(f"{shard!r} is cut off or no tar file; build or download it again")
 
 
 def _parse(record: dict[str, Any]) -> Sample | None:
     image = next((record[key] for key in IMAGE_KEYS if key in record), None)
     try:
         fields = json.loads(record["json"])
-        captions = tuple(str(caption) for caption in fields.get("captions", ()))
+        captions = fields.get("captions", ())
+        captions = (captions,) if isinstance(captions, str) else tuple(map(str, captions))
     except (KeyError, ValueError, AttributeError, TypeError):
         return None
     if image is None:
@@ -103,6 +127,33 @@ def _parse(record: dict[str, Any]) -> Sample | None:
         bool(fields.get("squashed", False)),
         fields,
     )
+
+
+class Skipped:
+    """Photos that turned out to be damaged: each is listed once as a warning, and too many of them fail the run.
+
+    Attributes:
+        keys: the damaged photos.
+        total: how many photos there are.
+    """
+
+    def __init__(self, total: int):
+        self.keys: list[str] = []
+        self.total = total
+
+    def add(self, sample: Sample, error: Exception) -> None:
+        """Note a damaged photo.
+
+        Raises:
+            DataError: there are too many.
+        """
+        if sample.key in self.keys:
+            return
+        self.keys.append(sample.key)
+        warnings.warn(f"skipped photo: {error}", stacklevel=2)
+        if len(self.keys) > MAX_BAD * self.total:
+            shown = ", ".join(self.keys[:5]) + ", ..." * (len(self.keys) > 5)
+            raise DataError(f"{len(self.keys)} of {self.total} photos cannot be decoded ({shown}); rebuild the shards")
 
 
 def epoch_order(count: int, seed: str) -> list[int]:

@@ -15,7 +15,7 @@ MAX_DISTANCE = 1024  # text distances saturate here whatever the model's length,
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """`[batch, tokens, dim]` to `[batch, heads, tokens, head_dim]`."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
     logits = q @ k.transpose(-1, -2)
     if bias is not None:
         logits = logits + bias
-    weights = logits.softmax(-1, dtype=torch.float32).to(v.dtype)
+    weights = logits.float().softmax(-1).to(v.dtype)
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
     return weights @ v
@@ -72,29 +72,27 @@ class Attention(nn.Module):
                 (captions of one image, beams of one search) and read the same keys without copying them.
             keys: `[batch, heads, keys, head_dim]`.
             values: `[batch, heads, keys, head_dim]`.
-            bias: broadcastable to `[rows, heads, queries, keys]`.
+            bias: `[rows, batch or 1, heads, queries, keys]`.
 
         Returns:
             `[rows, queries, dim]`.
         """
-        q = split_heads(self.q_proj(x) * self.scale, self.heads)
-        group = q.shape[0] // keys.shape[0]
-        if group > 1:
-            q = q.unflatten(0, (-1, group)).transpose(1, 2).flatten(2, 3)  # [batch, heads, group * queries, head_dim]
-            bias = None if bias is None else self._group_bias(bias, group)
+        batch, group = keys.shape[0], x.shape[0] // keys.shape[0]
+        # rows of one sample stand side by side, so that to its keys they are one long row of queries
+        q = split_heads((self.q_proj(x) * self.scale).reshape(batch, -1, x.shape[-1]), self.heads)
+        if bias is not None and group > 1:
+            bias = self._group_bias(bias, batch, group)
         y = attend(q, keys, values, bias, self.dropout if self.training else 0.0)
-        if group > 1:
-            y = y.unflatten(2, (group, -1)).transpose(1, 2).flatten(0, 1)  # [rows, heads, queries, head_dim]
         if self.head_scale is not None:
-            y = y * self.head_scale.to(y.dtype)[:, None, None]
-        return self.out_proj(merge_heads(y))
+            y = y * self.head_scale.to(y.dtype).view(-1, 1, 1)
+        return self.out_proj(merge_heads(y).view_as(x))
 
     @staticmethod
-    def _group_bias(bias: Tensor, group: int) -> Tensor:
-        """`[rows or 1, heads, queries, keys]` to `[batch or 1, heads, group * queries, keys]`."""
-        if bias.shape[0] == 1:
-            return bias.repeat(1, 1, group, 1)
-        return bias.unflatten(0, (-1, group)).transpose(1, 2).flatten(2, 3)
+    def _group_bias(bias: Tensor, batch: int, group: int) -> Tensor:
+        """`[rows, batch or 1, heads, queries, keys]` to what adds to `[batch, heads, group * queries, keys]`."""
+        if bias.shape[0] == batch * group:
+            return bias.unflatten(0, (-1, group)).transpose(1, 2).flatten(2, 3)
+        return bias if bias.shape[2] == 1 else bias.repeat(1, 1, group, 1)
 
 
 class AbsoluteBias(nn.Module):

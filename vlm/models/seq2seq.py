@@ -1,7 +1,8 @@
 """Sequence-to-sequence backbone: image patches and words share one token space.
 
 The architecture is OFA's (Wang et al., 2022, arXiv:2202.03052): a pre-norm encoder-decoder transformer with the extra
-norms of NormFormer and head scales, untied position biases and one softmax over words, image codes and locations, so that
+norms of NormFormer and head scales, untied position biases and one softmax over words, image codes and locations, so
+that
 public OFA checkpoints run on this class by renaming their tensors.
 """
 
@@ -89,15 +90,14 @@ class Cache:
     """State of incremental decoding.
 
     Attributes:
-        self_keys: per layer `[rows, heads, max_length, head_dim]`, filled up to `length`; likewise `self_values`.
+        past: keys and values per layer, `[layers, 2, rows, heads, max_length, head_dim]`, filled up to `length`.
         cross: per layer keys and values of the encoder states, `[batch, heads, tokens, head_dim]` each.
         self_biases: per layer `[rows or 1, heads, max_length, max_length]`, causal mask included.
-        cross_bias: `[rows or 1, heads, max_length, tokens]`.
+        cross_bias: `[rows, batch or 1, heads, max_length, tokens]`.
         length: tokens already read.
     """
 
-    self_keys: list[Tensor]
-    self_values: list[Tensor]
+    past: Tensor
     cross: list[tuple[Tensor, Tensor]]
     self_biases: list[Tensor]
     cross_bias: Tensor
@@ -105,20 +105,16 @@ class Cache:
 
     def reorder(self, rows: Tensor) -> None:
         """Make row i a copy of row `rows[i]`, which must belong to the same sample: cross keys stay as they are."""
-        for i, (keys, values) in enumerate(zip(self.self_keys, self.self_values, strict=True)):
-            # only the filled part is worth copying
-            keys[:, :, : self.length] = keys[rows, :, : self.length]
-            values[:, :, : self.length] = values[rows, :, : self.length]
-            self.self_keys[i], self.self_values[i] = keys, values
+        filled = self.past[..., : self.length, :]  # only this part is worth copying
+        filled.copy_(filled.index_select(2, rows))
 
     def select(self, samples: Tensor, rows: Tensor) -> None:
         """Keep the samples `int64[samples]` and their rows `int64[rows]`; the rest are finished."""
-        self.self_keys = [k[rows] for k in self.self_keys]
-        self.self_values = [v[rows] for v in self.self_values]
-        self.cross = [(k[samples], v[samples]) for k, v in self.cross]
         if self.cross_bias.shape[0] > 1:
-            self.cross_bias = self.cross_bias[rows]
+            self.cross_bias = self.cross_bias[rows if self.cross_bias.shape[0] == self.past.shape[2] else samples]
         self.self_biases = [b[rows] if b.shape[0] > 1 else b for b in self.self_biases]
+        self.cross = [(k[samples], v[samples]) for k, v in self.cross]
+        self.past = self.past[:, :, rows]
 
 
 def additive_mask(mask: Tensor) -> Tensor:
@@ -181,7 +177,7 @@ class Block(nn.Module):
         return norm(x) if self.pre_norm else x
 
     def leave(self, residual: Tensor, branch: Tensor, norm: nn.Module) -> Tensor:
-        x = residual + self.drop_path(self.dropout(branch))
+        x = residual + (self.drop_path(self.dropout(branch)) if self.training else branch)
         return x if self.pre_norm else norm(x)
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -210,7 +206,7 @@ class DecoderBlock(Block):
         self_bias: Tensor,
         cross: tuple[Tensor, Tensor],
         cross_bias: Tensor,
-        past: tuple[Tensor, Tensor] | None = None,
+        past: Tensor | None = None,
         length: int = 0,
     ) -> Tensor:
         """One decoder layer.
@@ -219,8 +215,8 @@ class DecoderBlock(Block):
             x: `[rows, words, dim]`.
             self_bias: `[rows or 1, heads, words, length + words]`.
             cross: keys and values of the encoder states, `[batch, heads, tokens, head_dim]`.
-            cross_bias: `[rows or 1, heads, words, tokens]`.
-            past: key and value buffers, `[rows, heads, max_length, head_dim]`, which this call extends in place.
+            cross_bias: `[rows, batch or 1, heads, words, tokens]`.
+            past: buffer of keys and values, `[2, rows, heads, max_length, head_dim]`, which this call extends in place.
             length: words already in `past`.
 
         Returns:
@@ -229,9 +225,9 @@ class DecoderBlock(Block):
         y = self.enter(x, self.self_attn_norm)
         keys, values = self.self_attn.keys_values(y)
         if past is not None:
-            end = length + y.shape[1]
-            past[0][:, :, length:end], past[1][:, :, length:end] = keys, values
-            keys, values = past[0][:, :, :end], past[1][:, :, :end]
+            filled = past.narrow(3, 0, length + y.shape[1])
+            filled.narrow(3, length, y.shape[1]).copy_(torch.stack([keys, values]))
+            keys, values = filled.unbind()
         y = self.self_attn_out_norm(self.self_attn(y, keys, values, self_bias))
         x = self.leave(x, y, self.self_attn_norm)
         y = self.cross_attn_out_norm(self.cross_attn(self.enter(x, self.cross_attn_norm), *cross, cross_bias))
@@ -453,9 +449,6 @@ class Seq2Seq(nn.Module):
             Features after the last norm, `[rows, words, dim]`; `logits` turns them into scores.
         """
         self_biases, cross_bias = self.decoder.biases(previous_ids.shape[1], encoded, code_rows)
-        group = previous_ids.shape[0] // encoded.states.shape[0]
-        if 1 < cross_bias.shape[0] != previous_ids.shape[0]:
-            cross_bias = cross_bias.repeat_interleave(group, 0)
         keep = previous_ids != PAD
         padding = None if bool(keep.all()) else additive_mask(keep)[:, None, None, :]
         x = self.decoder.embed(self.embed(previous_ids), 0, code_rows)
@@ -468,18 +461,15 @@ class Seq2Seq(nn.Module):
     def start(self, encoded: Encoded, group: int, max_length: int, code_rows: Tensor | None = None) -> Cache:
         """Prepare incremental decoding of `group` rows a sample, at most `max_length` tokens each."""
         self_biases, cross_bias = self.decoder.biases(max_length, encoded, code_rows)
-        rows = encoded.states.shape[0] * group
-        if 1 < cross_bias.shape[0] != rows:
-            cross_bias = cross_bias.repeat_interleave(group, 0)
-        shape = (rows, self.config.heads, max_length, self.config.dim // self.config.heads)
-        layers = self.decoder.layers
-        return Cache(
-            [encoded.states.new_empty(shape) for _ in layers],
-            [encoded.states.new_empty(shape) for _ in layers],
-            [layer.cross_attn.keys_values(encoded.states) for layer in layers],  # type: ignore[union-attr]
-            self_biases,
-            cross_bias,
-        )
+        sizes = self.config
+        shape = (encoded.states.shape[0] * group, sizes.heads, max_length, sizes.dim // sizes.heads)
+        past = encoded.states.new_empty(len(self.decoder.layers), 2, *shape)
+        cross = []
+        for layer in self.decoder.layers:
+            assert isinstance(layer, DecoderBlock)
+            keys, values = layer.cross_attn.keys_values(encoded.states)
+            cross.append((keys.contiguous(), values.contiguous()))  # read at every step
+        return Cache(past, cross, self_biases, cross_bias)
 
     def step(self, ids: Tensor, cache: Cache, code_rows: Tensor | None = None) -> Tensor:
         """Read the next token of every row.
@@ -497,7 +487,7 @@ class Seq2Seq(nn.Module):
         cross_bias = cache.cross_bias[:, :, start:end]
         for i, layer in enumerate(self.decoder.layers):
             bias = cache.self_biases[i][:, :, start:end, :end]
-            x = layer(x, bias, cache.cross[i], cross_bias, (cache.self_keys[i], cache.self_values[i]), start)
+            x = layer(x, bias, cache.cross[i], cross_bias, cache.past[i], start)
         cache.length = end
         return self.decoder.norm(x)
 

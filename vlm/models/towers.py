@@ -109,15 +109,15 @@ def build_tower(config: TowerConfig) -> Tower:
     if config.name == "ofa_resnet":
         return _ofa_resnet(config.blocks)
     import timm
+    from timm.models.efficientnet import EfficientNet
 
-    try:
-        model = timm.create_model(config.name, pretrained=False, num_classes=0)
-    except RuntimeError:
-        raise ValueError(f"timm has no model {config.name!r}; `timm.list_models()` names them") from None
-    if hasattr(model, "conv_head") and hasattr(model, "blocks"):  # EfficientNet and its kin
-        stem = nn.Sequential(model.conv_stem, model.bn1)  # type: ignore[arg-type]
-        head = nn.Sequential(model.conv_head, model.bn2)  # type: ignore[arg-type]
-        return StagedTower([stem, *model.blocks, head], int(model.num_features))  # type: ignore[arg-type, misc]
+    if not timm.is_model(config.name):  # names like "hf-hub:..." would reach for the network
+        raise ValueError(f"timm has no model {config.name!r}; `timm.list_models()` names them")
+    model = timm.create_model(config.name, pretrained=False, num_classes=0)
+    if isinstance(model, EfficientNet):
+        stem = nn.Sequential(model.conv_stem, model.bn1)
+        head = nn.Sequential(model.conv_head, model.bn2)
+        return StagedTower([stem, *model.blocks, head], int(model.num_features))  # pyright: ignore
     return TimmTower(model)
 
 
@@ -125,9 +125,10 @@ def _ofa_resnet(blocks: tuple[int, ...]) -> StagedTower:
     """The ResNet of OFA (v1.5, bottlenecks) without its fourth stage: stride 16, 1024 channels."""
     from timm.models.resnet import Bottleneck, ResNet
 
-    model = ResNet(Bottleneck, layers=(*blocks, 1), num_classes=0)  # timm wants four stages; the last is dropped
+    model = ResNet(Bottleneck, layers=(*blocks, 1), num_classes=0)  # pyright: ignore[reportArgumentType]
+    # timm wants four stages; the last is dropped
     stem = nn.Sequential(model.conv1, model.bn1, model.act1, model.maxpool)
-    return StagedTower([stem, model.layer1, model.layer2, model.layer3], 1024)
+    return StagedTower([stem, *(model.get_submodule(f"layer{i}") for i in (1, 2, 3))], 1024)
 
 
 def freeze_batch_norm(module: nn.Module) -> None:
@@ -137,12 +138,21 @@ def freeze_batch_norm(module: nn.Module) -> None:
             child.eval()
 
 
+def trunk_modules(tower: Tower, stage: int) -> list[nn.Module]:
+    """The modules before `stage`: frozen where the trunk's features are kept."""
+    if isinstance(tower, StagedTower):
+        return list(tower.chain[:stage])
+    return [tower] if stage else []
+
+
 def trunk_parameters(tower: Tower, stage: int) -> list[nn.Parameter]:
-    """The parameters before `stage`, to be frozen where the trunk's features are kept."""
-    if stage and isinstance(tower, TimmTower):
-        return list(tower.parameters())
-    assert isinstance(tower, StagedTower)
-    return [p for module in tower.chain[:stage] for p in module.parameters()]
+    """The parameters before `stage`."""
+    return [p for module in trunk_modules(tower, stage) for p in module.parameters()]
+
+
+def trunk_tensors(tower: Tower, stage: int) -> list[Tensor]:
+    """The parameters and statistics before `stage`."""
+    return [t for module in trunk_modules(tower, stage) for t in module.state_dict().values()]
 
 
 @torch.inference_mode()

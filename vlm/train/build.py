@@ -9,6 +9,7 @@ import torch
 from vlm import hub, prompt
 from vlm.convert.imagenet import load_efficientnet_lite2
 from vlm.data.shards import Sample
+from vlm.errors import ArgumentError, ModelError
 from vlm.models.towers import StagedTower
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.tokenizer import Tokenizer, train_tokenizer
@@ -22,18 +23,26 @@ def build(
 
     Raises:
         ModelError: the weights to start from cannot be used.
+        ArgumentError: the configuration describes no model.
     """
     if config.init not in ("imagenet", "random"):
         model, tokenizer, image = hub.load_model(hub.resolve(config.init))
         config = replace(config, backbone=model.backbone.config, tower=model.tower_config, image=image)
-        return model, tokenizer, config
-    tokenizer = _tokenizer(config, samples, out / "tokenizer.json")
-    config = replace(config, backbone=replace(config.backbone, vocab_size=tokenizer.vocab_size))
-    torch.manual_seed(config.seed)
-    model = VisionLanguageModel(config.tower, config.backbone)
-    if config.init == "imagenet":
-        assert isinstance(model.tower, StagedTower)
-        load_efficientnet_lite2(model.tower)
+    else:
+        tokenizer = _tokenizer(config, samples, out / "tokenizer.json")
+        config = replace(config, backbone=replace(config.backbone, vocab_size=tokenizer.vocab_size))
+        torch.manual_seed(config.seed)
+        try:
+            model = VisionLanguageModel(config.tower, config.backbone)
+        except ValueError as error:
+            raise ArgumentError(f"the configuration describes no model: {error}") from None
+        if config.init == "imagenet":
+            if not isinstance(model.tower, StagedTower):
+                raise ModelError(f"init 'imagenet' has no weights for the tower {config.tower.name!r}; use 'random'")
+            load_efficientnet_lite2(model.tower)
+    for phase in config.phases:
+        if phase.stage > model.tower.stages:
+            raise ArgumentError(f"phase {phase.name!r}: stage={phase.stage}; the tower has {model.tower.stages} stages")
     return model, tokenizer, config
 
 

@@ -25,7 +25,8 @@ class Average:
         """Move towards the module; the first steps (1-based `step`) count more, so that the start is forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
         state = module.state_dict()
-        torch._foreach_lerp_(list(self.tensors.values()), [state[k].float() for k in self.tensors], 1 - decay)
+        for name, tensor in self.tensors.items():
+            tensor.lerp_(state[name].float(), 1 - decay)
 
     def copy_to(self, module: nn.Module) -> None:
         """Put the averages into the module."""

@@ -1,12 +1,15 @@
 """A training run as data: JSON files under `vlm/train/configs/` that `python -m tasks.train` reads."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from vlm.data.augment import Augmentation
 from vlm.image import ImageTransform
 from vlm.models.seq2seq import Seq2SeqConfig
 from vlm.models.towers import TowerConfig
+
+Objective = Literal["cross_entropy", "self_critical"]
+Precision = Literal["no", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +17,7 @@ class Phase:
     """One stretch of training; it starts from the averaged weights of the one before."""
 
     name: str
-    objective: Literal["cross_entropy", "self_critical"] = "cross_entropy"
+    objective: Objective = "cross_entropy"
     epochs: int = 1
     batch_size: int = 32
     """Photos a process reads at once."""
@@ -40,6 +43,11 @@ class Phase:
     """Views of each photo whose features after those stages are kept on disk; 0 decodes the photo each time."""
 
     def __post_init__(self):
+        if self.objective not in get_args(Objective):
+            choices = ", ".join(get_args(Objective))
+            raise ValueError(f"phase {self.name!r}: objective={self.objective!r} is unknown; choose {choices}")
+        if min(self.epochs, self.batch_size, self.captions) < 1:
+            raise ValueError(f"phase {self.name!r}: epochs, batch_size and captions must be at least 1")
         if self.views and not self.stage:
             raise ValueError(f"phase {self.name!r}: views={self.views} keeps features of no stage; set stage")
         if self.objective == "self_critical" and self.captions < 2:
@@ -68,8 +76,13 @@ class TrainConfig:
     """How often an epoch shows the photos of a source; 1 where none is given."""
     val_every: int = 20
     """Every n-th photo of the sources without a val split of their own is kept for validation."""
-    precision: Literal["no", "bf16", "fp16"] = "bf16"
+    precision: Precision = "bf16"
     seed: int = 0
+
+    def __post_init__(self):
+        if self.precision not in get_args(Precision):
+            choices = ", ".join(get_args(Precision))
+            raise ValueError(f"precision={self.precision!r} is unknown; choose {choices}")
 
 
 def from_json(data: dict) -> TrainConfig:

@@ -6,20 +6,21 @@ import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 from tqdm import tqdm
 
 from vlm import prompt
 from vlm.data.batches import IGNORED, caption_ids, choose_captions, prompt_ids, teacher_forcing
 from vlm.data.features import cached_features, view
-from vlm.data.shards import Sample, epoch_order
-from vlm.errors import DataError
+from vlm.data.shards import Sample, Skipped, epoch_order
+from vlm.errors import ArgumentError, DataError, ImageError
 from vlm.generation import GenerationConfig, generate
 from vlm.hub import save_model
 from vlm.models.towers import freeze_batch_norm, trunk_parameters
@@ -73,7 +74,14 @@ class Trainer:
         self.train_samples, self.val_samples = train, val
         self.reward, self.metric = reward, metric
         self.checkpoint_seconds = checkpoint_minutes * 60
-        self.accelerator = Accelerator(mixed_precision=config.precision)
+        self.skipped = Skipped(len(train) + len(val))
+        distributed = [
+            # captions leave the decoder's tables of image codes without a gradient
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            # the others wait while the main process computes features and validates
+            InitProcessGroupKwargs(timeout=timedelta(hours=6)),
+        ]
+        self.accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=distributed)
         self.model = model.to(self.accelerator.device)
         self.prompt = torch.tensor([prompt_ids(tokenizer, prompt.CAPTION)], device=self.accelerator.device)
         self.captions = [caption_ids(tokenizer, sample.captions, config.max_tokens) for sample in train]
@@ -86,7 +94,8 @@ class Trainer:
         """Go through all phases, from the checkpoint in `out` where there is one.
 
         Raises:
-            DataError: the checkpoint is of another configuration.
+            DataError: the checkpoint is of another configuration, or too many photos cannot be decoded.
+            ArgumentError: tensorboard is not installed.
         """
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.config.seed)
@@ -113,7 +122,6 @@ class Trainer:
         frozen = set(trunk_parameters(model.tower, phase.stage if phase.tower_lr else model.tower.stages))
         for parameter in model.parameters():
             parameter.requires_grad_(parameter not in frozen)
-        features = self._features(phase) if phase.views else None
         optimizer = self._optimizer(phase)
         average = Average(model, phase.ema)
         step = 0
@@ -128,6 +136,7 @@ class Trainer:
         total = per_epoch * phase.epochs
         writer = self._writer() if self.main else None
         bar = tqdm(total=total * share, initial=step * share, unit="photo", desc=phase.name, disable=not self.main)
+        features = self._features(phase) if phase.views and step < total else None
         saved = time.monotonic()
         while step < total:
             epoch = step // per_epoch
@@ -146,7 +155,7 @@ class Trainer:
                 average.update(model, step)
                 bar.update(share)
                 if self.main and step % 10 == 0:
-                    figures |= {"loss": loss.item(), "grad_norm": float(norm), "lr": factor * phase.lr}
+                    figures |= {"loss": loss.item(), "grad_norm": torch.as_tensor(norm).item(), "lr": factor * phase.lr}
                     bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items() if k in ("loss", "reward")})
                     assert writer is not None
                     for name, value in figures.items():
@@ -159,6 +168,8 @@ class Trainer:
                 self._save(index, step, optimizer, average)
                 saved = time.monotonic()
         bar.close()
+        if writer is not None:
+            writer.close()
         average.copy_to(model)
         if self.main:
             save_model(self.out / phase.name, model, self.tokenizer, self.config.image)
@@ -169,8 +180,10 @@ class Trainer:
         save_checkpoint(self.checkpoint, self.model, optimizer, average, counters)
 
     def _writer(self):
-        from torch.utils.tensorboard import SummaryWriter
-
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise ArgumentError('training logs need tensorboard; pip install "vlm-foundation[train]"') from None
         return SummaryWriter(str(self.out / "tensorboard"))
 
     def _features(self, phase: Phase) -> np.ndarray:
@@ -213,14 +226,19 @@ class Trainer:
         order = order[skip * phase.batch_size : len(order) // phase.batch_size * phase.batch_size]
 
         def load(i: int) -> tuple[Tensor, int, list[list[int]]]:
+            sample = self.train_samples[i]
             rng = random.Random(f"{seed}/{i}")
             captions = choose_captions(self.captions[i], phase.captions, rng)
-            if features is not None:
-                image = torch.from_numpy(features[i, rng.randrange(phase.views)])
-            else:
-                image = view(
-                    self.train_samples[i], self.config.image, self.config.augmentation, f"{seed}/{rng.random()}"
-                )
+            try:
+                if features is None:
+                    image = view(sample, self.config.image, self.config.augmentation, f"{seed}/{rng.random()}")
+                else:
+                    image = torch.from_numpy(np.array(features[i, rng.randrange(phase.views)]))
+                    if image[0, 0, 0].isnan():
+                        raise ImageError(f"{sample.key!r} could not be decoded when its features were computed")
+            except ImageError as error:
+                self.skipped.add(sample, error)
+                return load((i + 1) % len(self.train_samples))  # the next photo stands in: batches stay full
             return image, i, captions
 
         ready = ordered_map(load, order, ahead=3 * phase.batch_size)
@@ -278,17 +296,28 @@ class Trainer:
         average.copy_to(model)
         model.eval()
         options = GenerationConfig(beams=3, max_tokens=20, no_repeat_ngram=3, allowed=self.tokenizer.text_range)
+
+        def load(sample: Sample) -> tuple[Sample, Tensor] | None:
+            try:
+                return sample, view(sample, self.config.image, None, "")
+            except ImageError as error:
+                self.skipped.add(sample, error)
+                return None
+
         texts: list[str] = []
-        images = ordered_map(lambda s: view(s, self.config.image, None, ""), self.val_samples, ahead=128)
-        while part := list(islice(images, 50)):
-            batch = torch.stack(part).to(self.accelerator.device, memory_format=torch.channels_last)
+        samples: list[Sample] = []
+        loaded = filter(None, ordered_map(load, self.val_samples, ahead=128))
+        while part := list(islice(loaded, 50)):
+            samples += (sample for sample, _ in part)
+            batch = torch.stack([image for _, image in part])
+            batch = batch.to(self.accelerator.device, memory_format=torch.channels_last)
             with self.accelerator.autocast():
                 encoded = model.backbone.encode(self.prompt.expand(len(part), -1), model.tower(batch))
                 found = generate(model.backbone, encoded, options)
             texts += [self.tokenizer.decode(hypotheses[0].ids).strip() for hypotheses in found]
         model.load_state_dict(own)
-        for source in sorted({s.source for s in self.val_samples}):
-            keep = [(s, text) for s, text in zip(self.val_samples, texts, strict=True) if s.source == source]
+        for source in sorted({s.source for s in samples}):
+            keep = [(s, text) for s, text in zip(samples, texts, strict=True) if s.source == source]
             figures = self.metric({s.key: text for s, text in keep}, {s.key: s.captions for s, _ in keep})
             shown = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
             tqdm.write(f"{phase.name} epoch {epoch + 1}: {source} n={len(keep)} {shown} | {keep[0][1]}")

@@ -1,0 +1,26 @@
+"""The benchmarks by name; nothing heavy is imported, so that a list of them comes at once."""
+
+from difflib import get_close_matches
+
+from eval.benchmarks import captions, entailment, folders, grounding, retrieval, vqa
+from eval.benchmarks.base import Benchmark
+from vlm.errors import ArgumentError
+
+BENCHMARKS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for module in (captions, retrieval, vqa, grounding, entailment, folders)
+    for benchmark in module.BENCHMARKS
+}
+
+
+def find(name: str) -> Benchmark:
+    """A benchmark by name.
+
+    Raises:
+        ArgumentError: there is none.
+    """
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    close = get_close_matches(name, BENCHMARKS, n=1)
+    hint = f"did you mean {close[0]!r}?" if close else "`python -m eval list` shows them"
+    raise ArgumentError(f"no benchmark {name!r}; {hint}")

@@ -1,0 +1,200 @@
+"""Captioning: COCO with its official and Karpathy's splits, nocaps, and a plain `captions.json` beside a folder."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from eval.benchmarks.base import Benchmark, Item, Predictions, Scores, find_file, inside, layout, read_json
+
+if TYPE_CHECKING:
+    import numpy as np
+
+METRICS = ("CIDEr", "BLEU-4", "ROUGE-L", "BLEU-1", "BLEU-2", "BLEU-3")
+KARPATHY = "caption_datasets.zip of cs.stanford.edu/people/karpathy/deepimagesent"
+
+
+def read_coco(folder: Path, split: str) -> list[Item]:
+    """COCO's own splits by edition, and Karpathy's parts of val2014."""
+    if split.startswith("karpathy_"):
+        return [item for item, _ in read_karpathy(folder, "dataset_coco.json", split.removeprefix("karpathy_"))]
+    edition = split[-4:]
+    file = f"annotations/captions_{split}.json"
+    data = read_json(folder, file, f"annotations_trainval{edition}.zip of cocodataset.org")
+    with layout(folder / file):
+        captions = captions_by_image(data)
+        return [
+            Item(image["id"], inside(folder / split, image["file_name"]), tuple(captions[image["id"]]))
+            for image in data["images"]
+        ]
+
+
+def captions_by_image(data: dict[str, Any]) -> dict[int, list[str]]:
+    """The captions of an annotation file in COCO's format, in its order."""
+    captions: dict[int, list[str]] = defaultdict(list)
+    for annotation in data["annotations"]:
+        captions[annotation["image_id"]].append(annotation["caption"])
+    return captions
+
+
+def read_karpathy(folder: Path, file: str, split: str, images: str | None = None) -> list[tuple[Item, dict[str, Any]]]:
+    """One split of a file of Karpathy's archive, each item beside its record.
+
+    Args:
+        folder: given by the user.
+        file: `dataset_coco.json` or one of its sisters.
+        split: `train`, `restval`, `val` or `test`.
+        images: folder of the photos, where the records do not name it.
+    """
+    data = read_json(folder, file, KARPATHY)
+    found = []
+    with layout(folder / file):
+        for record in data["images"]:
+            if record["split"] == split:
+                image = inside(folder / (images or record["filepath"]), record["filename"])
+                references = tuple(sentence["raw"] for sentence in record["sentences"])
+                found.append((Item(record.get("cocoid", record["imgid"]), image, references), record))
+    return found
+
+
+def read_nocaps(folder: Path, split: str) -> list[Item]:
+    """nocaps' validation part, whose photos lie in a folder `val`."""
+    file = f"nocaps_{split}_4500_captions.json"
+    data = read_json(folder, file, f"nocaps.org/download as {file}")
+    with layout(folder / file):
+        captions = captions_by_image(data)
+        return [
+            Item(
+                image["id"],
+                inside(folder / split, image["file_name"]),
+                tuple(captions[image["id"]]),
+                groups={"domain": image["domain"]},
+            )
+            for image in data["images"]
+        ]
+
+
+def read_plain(folder: Path, split: str) -> list[Item]:
+    """`captions.json`, a list of `{"file", "captions"}` and perhaps `"id"`, the files relative to the folder."""
+    ships = "no archive: write a list of {file, captions} with the files relative to the folder"
+    data = read_json(folder, "captions.json", ships)
+    with layout(folder / "captions.json"):
+        return [
+            Item(record.get("id", record["file"]), inside(folder, record["file"]), tuple(record["captions"]))
+            for record in data
+        ]
+
+
+def read_flickr8k(folder: Path, split: str) -> list[Item]:
+    """Flickr8k's text files."""
+    names = find_file(folder, f"Flickr_8k.{split}Images.txt", "Flickr8k_text.zip").read_text("utf-8").split()
+    file = find_file(folder, "Flickr8k.token.txt", "Flickr8k_text.zip")
+    captions: dict[str, list[str]] = defaultdict(list)
+    with layout(file):
+        for line in file.read_text("utf-8").splitlines():
+            key, caption = line.split("\t")
+            captions[key.rpartition("#")[0]].append(caption)
+        lacking = next((name for name in names if name not in captions), None)
+        if lacking:
+            raise ValueError(f"no caption of {lacking}")
+    return [Item(name, inside(folder / "Flicker8k_Dataset", name), tuple(captions[name])) for name in names]
+
+
+def score(items: Sequence[Item], predictions: Predictions) -> Scores:
+    """The official figures, with the document frequencies of these items' references."""
+    from eval.metrics.bleu import bleu_counts
+    from eval.metrics.captions import caption_scores
+    from eval.metrics.ptb import tokenize
+
+    found = caption_scores(dict(enumerate(predictions)), {number: item.references for number, item in enumerate(items)})
+    figures = {name: 100 * found.corpus[name] for name in METRICS}
+    values = {name: [100 * float(value) for value in found.per_image[name]] for name in ("CIDEr", "ROUGE-L")}
+    sums = []
+    for item, caption in zip(items, predictions, strict=True):
+        counts = bleu_counts(tokenize(caption), [tokenize(reference) for reference in item.references])
+        sums.append([*counts.matched, *counts.guessed, counts.length, counts.reference_length])
+    return Scores(figures, values, list(predictions), sums)
+
+
+def bleu_of_sums(order: int, sums: "np.ndarray") -> "np.ndarray":
+    """BLEU up to an order from the sums of `score`: matches and guesses of four orders, length, reference length."""
+    import numpy as np
+
+    matched, guessed, length, reference_length = sums[:, :order], sums[:, 4 : 4 + order], sums[:, 8], sums[:, 9]
+    with np.errstate(divide="ignore"):  # no match at all is a score of 0
+        precision = np.exp(np.log(matched / np.maximum(guessed, 1)).mean(1))
+    return 100 * precision * np.exp(np.minimum(0, 1 - reference_length / np.maximum(length, 1)))
+
+
+def running(items: Sequence[Item]) -> Callable[[Item, str], float]:
+    """CIDEr of one caption, with the document frequencies of all items."""
+    from eval.metrics.cider import CiderScorer
+    from eval.metrics.ptb import tokenize
+
+    scorer = CiderScorer([[tokenize(caption) for caption in item.references] for item in items])
+    numbers = {item.id: number for number, item in enumerate(items)}
+    return lambda item, caption: 100 * scorer.score(numbers[item.id], tokenize(caption))
+
+
+def submission(items: Sequence[Item], predictions: Predictions) -> list[dict[str, Any]]:
+    """What COCO's and nocaps' servers take."""
+    return [{"image_id": item.id, "caption": text} for item, text in zip(items, predictions, strict=True)]
+
+
+OF_SUMS = {f"BLEU-{order}": partial(bleu_of_sums, order) for order in range(1, 5)}
+
+BENCHMARKS = (
+    Benchmark(
+        name="coco_caption",
+        task="caption",
+        needs="dataset_coco.json (Karpathy) or annotations/captions_SPLIT.json, and val2014/ or val2017/",
+        card="coco_captions",
+        splits=("karpathy_test", "karpathy_val", "val2014", "val2017"),
+        metrics=METRICS,
+        read=read_coco,
+        score=score,
+        submission=submission,
+        of_sums=OF_SUMS,
+        running=running,
+    ),
+    Benchmark(
+        name="nocaps",
+        task="caption",
+        needs="nocaps_val_4500_captions.json and val/",
+        card="nocaps",
+        splits=("val",),
+        metrics=METRICS,
+        read=read_nocaps,
+        score=score,
+        submission=submission,
+        of_sums=OF_SUMS,
+        running=running,
+    ),
+    Benchmark(
+        name="flickr8k_caption",
+        task="caption",
+        needs="Flickr8k.token.txt, Flickr_8k.testImages.txt and Flicker8k_Dataset/",
+        card="flickr8k",
+        splits=("test", "dev"),
+        metrics=METRICS,
+        read=read_flickr8k,
+        score=score,
+        submission=submission,
+        of_sums=OF_SUMS,
+        running=running,
+    ),
+    Benchmark(
+        name="captions_json",
+        task="caption",
+        needs="captions.json, a list of {file, captions}, and the photos that it names",
+        card="coco_captions",
+        splits=("all",),
+        metrics=METRICS,
+        read=read_plain,
+        score=score,
+        submission=submission,
+        of_sums=OF_SUMS,
+        running=running,
+    ),
+)

@@ -1,0 +1,105 @@
+"""RefCOCO, RefCOCO+ and RefCOCOg: the box that a phrase names."""
+
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.benchmarks.base import Benchmark, Item, Predictions, Scores, find_file, inside, layout, read_json
+from vlm.errors import DataError
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Reads lists, dictionaries, strings and numbers; a pickle that asks for more is refused before it runs."""
+
+    def find_class(self, module_name: str, global_name: str) -> Any:
+        raise pickle.UnpicklingError(f"it asks for {module_name}.{global_name}")
+
+
+def read_pickle(path: Path) -> Any:
+    """The plain data of a pickle that is not trusted.
+
+    Raises:
+        DataError: it is damaged, or holds more than lists, dictionaries, strings and numbers.
+    """
+    try:
+        with path.open("rb") as file:
+            return PlainUnpickler(file, encoding="utf-8", errors="replace").load()  # written by Python 2
+    except Exception as error:  # a pickle made to harm can fail in any way at all
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{str(path)!r} is no pickle of plain data: {reason}; take the publisher's file") from None
+
+
+def reader(name: str, division: str) -> Callable[[Path, str], list[Item]]:
+    """How one of the three sets is read, in one of its divisions into splits."""
+
+    def read(folder: Path, split: str) -> list[Item]:
+        file, ships = f"{name}/instances.json", f"{name}.zip of github.com/lichengunc/refer"
+        refs = read_pickle(find_file(folder, f"{name}/refs({division}).p", ships))
+        data = read_json(folder, file, ships)
+        with layout(folder / file):
+            images = {record["id"]: record for record in data["images"]}
+            boxes = {record["id"]: record["bbox"] for record in data["annotations"]}
+        items = []
+        with layout(folder / f"{name}/refs({division}).p"):
+            for ref in refs:
+                if ref["split"] != split:
+                    continue
+                image = images[ref["image_id"]]
+                x, y, width, height = boxes[ref["ann_id"]]
+                path = inside(folder / "train2014", image["file_name"])  # all splits take their photos from there
+                items += [
+                    Item(
+                        sentence["sent_id"],
+                        path,
+                        question=sentence["sent"],
+                        box=(x, y, x + width, y + height),
+                        size=(image["width"], image["height"]),
+                    )
+                    for sentence in ref["sentences"]
+                ]
+        return items
+
+    return read
+
+
+def hit(item: Item, box: Sequence[float]) -> float:
+    """Whether a box, in fractions of width and height, overlaps the true one enough; in points."""
+    from eval.metrics.grounding import grounding_hits
+
+    assert item.box is not None
+    pixels = [x * side for x, side in zip(box, item.size * 2, strict=True)]
+    return 100.0 * bool(grounding_hits([pixels], [item.box])[0])
+
+
+def score(items: Sequence[Item], predictions: Predictions) -> Scores:
+    """Share of the phrases whose box is found."""
+    values = [hit(item, box) for item, box in zip(items, predictions, strict=True)]
+    shown = [", ".join(f"{100 * x:.0f} %" for x in box) for box in predictions]
+    return Scores({"accuracy@0.5": sum(values) / len(values)}, {"accuracy@0.5": values}, shown)
+
+
+def submission(items: Sequence[Item], predictions: Predictions) -> list[dict[str, Any]]:
+    """There is no server for these sets: the box of each phrase, in fractions of width and height."""
+    return [{"sent_id": item.id, "box": box} for item, box in zip(items, predictions, strict=True)]
+
+
+BENCHMARKS = tuple(
+    Benchmark(
+        name=name,
+        task="ground",
+        needs=f"{name}/instances.json, {name}/refs({division}).p and train2014/",
+        card="refcoco",
+        splits=splits,
+        metrics=("accuracy@0.5",),
+        read=reader(name, division),
+        score=score,
+        submission=submission,
+        running=lambda items: hit,
+    )
+    for name, division, splits in (
+        ("refcoco", "unc", ("val", "testA", "testB")),
+        ("refcoco+", "unc", ("val", "testA", "testB")),
+        ("refcocog", "umd", ("val", "test")),
+    )
+)

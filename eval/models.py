@@ -1,0 +1,220 @@
+"""What the harness asks of a model: one small protocol a task, and the adapters that fulfil them.
+
+A model prepares photos one by one, on threads, and is then asked about a batch of prepared ones. The same photo stands
+in a batch as the same object as often as it is asked about, so that an adapter can encode it once.
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from eval.benchmarks.base import Box, Item
+from vlm.errors import ArgumentError, ModelError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+TEMPLATES = ("a photo of a {}.",)  # of zero-shot classification by embeddings
+
+
+class EvalModel(Protocol):
+    """What every model has.
+
+    Attributes:
+        name: what it was loaded by.
+        weights: SHA-256 of the weights.
+    """
+
+    name: str
+    weights: str
+
+    def prepare(self, image: Any) -> Any:
+        """Load one photo, on any thread.
+
+        Raises:
+            ImageError: the photo cannot be used.
+        """
+        ...
+
+    def settings(self, task: str) -> dict[str, Any]:
+        """Whatever the predictions of a task depend on, as JSON: `prompt`, beams and so on."""
+        ...
+
+
+@runtime_checkable
+class Captioner(Protocol):
+    def caption(self, images: Sequence[Any]) -> list[str]: ...
+
+
+@runtime_checkable
+class Answerer(Protocol):
+    def answer(self, images: Sequence[Any], questions: Sequence[str]) -> list[str]: ...
+
+
+@runtime_checkable
+class Grounder(Protocol):
+    def ground(self, images: Sequence[Any], phrases: Sequence[str]) -> list[Box]:
+        """Boxes as x1, y1, x2, y2 in fractions of the photo's width and height."""
+        ...
+
+
+@runtime_checkable
+class Entailer(Protocol):
+    def entail(self, images: Sequence[Any], hypotheses: Sequence[str], premises: Sequence[str]) -> list[str]:
+        """`entailment`, `neutral` or `contradiction` each; a premise is empty where only the photo shall be judged."""
+        ...
+
+
+@runtime_checkable
+class Classifier(Protocol):
+    def classify(self, images: Sequence[Any], labels: Sequence[str]) -> list[int]:
+        """The number of a label each."""
+        ...
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    def encode_image(self, images: Sequence[Any]) -> "Tensor | np.ndarray":
+        """`float32[batch, dim]`, unit length."""
+        ...
+
+    def encode_text(self, texts: Sequence[str]) -> "Tensor | np.ndarray":
+        """`float32[batch, dim]`, unit length."""
+        ...
+
+
+# task: what it is called in an error, and the protocols of which any one will do
+TASKS: dict[str, tuple[str, tuple[type, ...]]] = {
+    "caption": ("caption photos", (Captioner,)),
+    "answer": ("answer questions", (Answerer,)),
+    "ground": ("find what a phrase names", (Grounder,)),
+    "entail": ("judge sentences about photos", (Entailer,)),
+    "classify": ("name a photo's class", (Classifier, Embedder)),
+    "embed": ("embed photos and sentences", (Embedder,)),
+}
+
+Predict = Callable[[Sequence[Item], Sequence[Any]], list[Any]]  # items and their prepared photos to JSON values
+
+
+class VLMModel:
+    """A model of `vlm.load`."""
+
+    def __init__(self, name: str, device: str):
+        import vlm
+        from vlm import hub
+
+        self.name = name
+        self.weights = hub.sha256(hub.resolve(name) / "model.safetensors")
+        self.model = vlm.load(name, device=device)
+        self.prepare = self.model.prepare
+
+    def settings(self, task: str) -> dict[str, Any]:
+        from vlm import prompt
+
+        return {"prompt": prompt.CAPTION, **prompt.CAPTION_OPTIONS} if task == "caption" else {}
+
+    def caption(self, images: Sequence["Tensor"]) -> list[str]:
+        import torch
+
+        patches = self.model.encode_images(torch.stack(list(images)))
+        return [captions[0].text for captions in self.model.caption_patches(patches)]
+
+
+def load(name: str, task: str, device: str) -> EvalModel:
+    """Load a model for a task.
+
+    Args:
+        name: what `vlm.load` takes, with or without `vlm:` before it.
+        task: a key of `TASKS`.
+        device: where it runs.
+
+    Raises:
+        ArgumentError: the model cannot do the task.
+        ModelError: there is no such model.
+    """
+    model = VLMModel(name.removeprefix("vlm:"), device)
+    check(model, task)
+    return model
+
+
+def check(model: EvalModel, task: str) -> None:
+    """Refuse a model that cannot do a task.
+
+    Raises:
+        ArgumentError: see above; it names both.
+    """
+    what, protocols = TASKS[task]
+    if not isinstance(model, protocols):
+        able = [name for name, (_, known) in TASKS.items() if isinstance(model, known)]
+        raise ArgumentError(
+            f"model {model.name!r} cannot {what} (task {task!r}); it can do: {', '.join(able) or 'nothing'}; "
+            "choose another benchmark or model"
+        )
+
+
+def predictor(model: Any, task: str, items: Sequence[Item]) -> Predict:
+    """How a batch of a benchmark's items is predicted; what all items share is prepared here, once."""
+    if task == "caption":
+        return lambda batch, images: model.caption(images)
+    if task == "answer":
+        return lambda batch, images: model.answer(images, [item.question for item in batch])
+    if task == "ground":
+        return lambda batch, images: [
+            [float(x) for x in box] for box in model.ground(images, [item.question for item in batch])
+        ]
+    if task == "entail":
+        return lambda batch, images: model.entail(
+            images, [item.question for item in batch], [item.premise for item in batch]
+        )
+    if task == "classify":
+        return _classifier(model, items[0].choices)
+    return lambda batch, images: _embed(model, batch, images)
+
+
+def _classifier(model: Any, labels: Sequence[str]) -> Predict:
+    if isinstance(model, Classifier):
+        return lambda batch, images: [int(label) for label in model.classify(images, labels)]
+    # the class is the mean direction of its sentences, as in CLIP (Radford et al., 2021, section 3.1.4)
+    sentences = [template.format(label) for label in labels for template in TEMPLATES]
+    features = _array(model.encode_text(sentences)).reshape(len(labels), len(TEMPLATES), -1).mean(1)
+    features /= (features**2).sum(1, keepdims=True) ** 0.5  # [labels, dim]
+    return lambda batch, images: (_array(model.encode_image(images)) @ features.T).argmax(1).tolist()
+
+
+def _embed(model: Any, batch: Sequence[Item], images: Sequence[Any]) -> list[Any]:
+    """The embedding of each photo, and of each of its captions."""
+    photos = _array(model.encode_image(images))
+    texts = iter(_array(model.encode_text([text for item in batch for text in item.references])))
+    return [
+        {"image": pack(photo), "texts": [pack(next(texts)) for _ in item.references]}
+        for item, photo in zip(batch, photos, strict=True)
+    ]
+
+
+def pack(vector: "np.ndarray") -> str:
+    """`float32[dim]` as text: base64 of little-endian numbers, every bit kept."""
+    return base64.b64encode(vector.astype("<f4").tobytes()).decode("ascii")
+
+
+def unpack(texts: Sequence[str]) -> "np.ndarray":
+    """The inverse of `pack`: `float32[texts, dim]`.
+
+    Raises:
+        ModelError: vectors of several lengths.
+    """
+    import numpy as np
+
+    rows = [np.frombuffer(base64.b64decode(text), dtype="<f4") for text in texts]
+    if len({len(row) for row in rows}) > 1:
+        raise ModelError("the stored embeddings have several lengths; start anew with another --out")
+    return np.stack(rows)
+
+
+def _array(features: Any) -> "np.ndarray":
+    """A tensor on any device, or an array, to `float32[batch, dim]`."""
+    import numpy as np
+
+    if hasattr(features, "detach"):
+        features = features.detach().float().cpu().numpy()
+    return np.asarray(features, dtype=np.float32)

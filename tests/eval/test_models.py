@@ -1,0 +1,139 @@
+"""The protocols between harness and models: each task, asked for through a whole run."""
+
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import models, report
+from eval.benchmarks import find
+from eval.run import Options, evaluate
+from vlm.errors import ArgumentError, ModelError
+
+COLOURS = {"cat": 0, "rocket": 1, "stairs": 2}
+
+
+class Pair:
+    """Encoders whose vectors say which of three photos, or names of photos, they were given."""
+
+    name, weights = "pair", "0" * 64
+
+    def prepare(self, image: Path) -> int:
+        return COLOURS[image.stem]
+
+    def settings(self, task: str) -> dict:
+        return {}
+
+    def encode_image(self, images):
+        return np.eye(3, dtype=np.float32)[list(images)]
+
+    def encode_text(self, texts):
+        import torch
+
+        self.texts = list(texts)
+        return torch.tensor([[float(name in text) for name in COLOURS] for text in texts]).bfloat16()
+
+
+def measure(model, name: str, data: Path, split: str) -> dict:
+    chosen = Options(find(name), data, "m", data.parent / "out", split, batch_size=2)
+    results = evaluate(chosen, load=lambda *args: model)
+    assert results is not None
+    return results
+
+
+@pytest.fixture
+def data(tmp_path, put_photo) -> Path:
+    for name in COLOURS:
+        put_photo(tmp_path / f"data/{name}/{name}.jpg", name)
+    return tmp_path / "data"
+
+
+def test_retrieval_by_a_pair(data):
+    records = [{"file": f"{name}/{name}.jpg", "captions": [f"a {name}", "a rocket"]} for name in COLOURS]
+    (data / "captions.json").write_text(json.dumps(records))
+    results = measure(Pair(), "retrieval_json", data, "all")
+    # "a rocket" is said of all three photos and finds one of them; "a cat" and its like find theirs
+    assert results["figures"]["text-to-image recall@1"]["value"] == pytest.approx(100 * 4 / 6)
+    assert results["figures"]["image-to-text recall@1"]["value"] == pytest.approx(
+        200 / 3
+    )  # the rocket ties with others
+    assert results["n"] == 3
+
+
+def test_zero_shot_by_a_pair_puts_names_into_sentences(data):
+    pair = Pair()
+    assert measure(pair, "class_folders", data, "all")["figures"]["accuracy"]["value"] == 100
+    assert pair.texts == ["a photo of a cat.", "a photo of a rocket.", "a photo of a stairs."]
+
+
+def test_zero_shot_by_a_model_that_classifies(data):
+    class Naming(Pair):
+        def classify(self, images, labels):
+            assert list(labels) == list(COLOURS)
+            return np.zeros(len(images), int)
+
+    results = measure(Naming(), "class_folders", data, "all")
+    assert results["figures"]["mean per class"]["value"] == pytest.approx(100 / 3)
+    assert {item["prediction"] for item in report.read(data.parent / "out")[1]} == {"cat"}
+
+
+def test_grounding_gets_phrases_and_gives_boxes(data):
+    class Grounding(Pair):
+        def ground(self, images, phrases):
+            assert list(phrases) == ["the cat"] * len(images)
+            return np.array([[0.1, 0.1, 0.6, 0.6]] * len(images), np.float32)
+
+    instances = {
+        "images": [{"id": 1, "file_name": "cat.jpg", "width": 200, "height": 100}],
+        "annotations": [{"id": 2, "bbox": [20, 10, 100, 50]}],
+    }
+    sentences = [{"sent_id": 7, "sent": "the cat"}]
+    refs = [{"split": "val", "image_id": 1, "ann_id": 2, "sentences": sentences}]
+    (data / "refcoco").mkdir()
+    (data / "refcoco/instances.json").write_text(json.dumps(instances))
+    (data / "refcoco/refs(unc).p").write_bytes(pickle.dumps(refs))
+    (data / "cat").rename(data / "train2014")
+    assert measure(Grounding(), "refcoco", data, "val")["figures"]["accuracy@0.5"]["value"] == 100
+    (item,) = report.read(data.parent / "out")[1]
+    assert item["box"] == pytest.approx([0.1, 0.1, 0.6, 0.6]) == item["predicted_box"]
+
+
+@pytest.mark.parametrize("name, premises", [("snli_ve", [""]), ("snli_ve_premise", ["A cat sits."])])
+def test_entailment_gets_the_premise_where_the_benchmark_says_so(data, name, premises):
+    class Judging(Pair):
+        def entail(self, images, hypotheses, premises):
+            self.asked = list(hypotheses), list(premises)
+            return ["neutral"] * len(images)
+
+    record = {"Flickr30K_ID": "cat", "pairID": "p", "sentence1": "A cat sits.", "sentence2": "An animal."}
+    (data / "snli_ve_test.jsonl").write_text(json.dumps(record | {"gold_label": "neutral"}))
+    (data / "cat").rename(data / "flickr30k-images")
+    model = Judging()
+    assert measure(model, name, data, "test")["figures"]["accuracy"]["value"] == 100
+    assert model.asked == (["An animal."], premises)
+
+
+def test_a_model_is_refused_with_what_it_can_do():
+    with pytest.raises(ArgumentError, match=r"'pair' cannot caption photos.*it can do: classify, embed"):
+        models.check(Pair(), "caption")
+
+
+def test_names_may_say_where_the_model_is_from(random_model):
+    model = models.load(f"vlm:{random_model}", "caption", "cpu")
+    assert model.name == str(random_model)
+
+
+def test_vectors_keep_every_bit():
+    vectors = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
+    assert (models.unpack([models.pack(vector) for vector in vectors]) == vectors).all()
+    with pytest.raises(ModelError, match="several lengths"):
+        models.unpack([models.pack(vectors[0]), models.pack(vectors[1, :2])])
+
+
+def test_without_jinja2_the_error_says_what_to_install(data, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(ArgumentError, match=r"pip install 'vlm-foundation\[eval\]'"):
+        measure(Pair(), "class_folders", data, "all")

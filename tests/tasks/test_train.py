@@ -1,0 +1,270 @@
+"""`python -m tasks.train` from shards to a captioner: killed, resumed, and on two processes."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import webdataset as wds
+from PIL import Image
+from safetensors.torch import load_file
+
+import vlm
+from tasks.train import main, read_config
+from vlm.errors import ArgumentError
+from vlm.train.checkpoint import read_counters
+from vlm.train.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SHARED = {"batch_size": 4, "captions": 2, "ema": 0.9}
+TINY = {
+    "backbone": {
+        "vocab_size": 0, "dim": 32, "ffn_dim": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 2,
+        "patch_dim": 256, "max_source_positions": 32, "max_target_positions": 64, "token_bucket_size": 8,
+        "image_bucket_size": 4, "code_grid": 4,
+    },
+    "tower": {"name": "test_efficientnet"}, "image": {"size": 64}, "init": "random", "text_tokens": 400,
+    "location_tokens": 16, "precision": "bf16",
+    "phases": [
+        {**SHARED, "name": "a", "epochs": 6, "tower_lr": 1e-4, "stage": 3, "views": 2},
+        {**SHARED, "name": "b", "epochs": 6, "objective": "self_critical", "lr": 1e-3, "stage": 3, "views": 2},
+        {**SHARED, "name": "c", "epochs": 6, "tower_lr": 1e-4},
+    ],
+}  # fmt: skip
+
+
+def write_data(folder: Path, count: int = 20, captions: list[str] | None = None) -> Path:
+    folder.mkdir()
+    rng = random.Random(0)
+    words = ["red", "green", "dog", "cat", "bird", "runs", "sits", "flies"]
+    with wds.TarWriter(str(folder / "a.tar")) as writer:  # pyright: ignore
+        for i in range(count):
+            pixels = np.random.default_rng(i).integers(0, 256, (4, 5, 3)).astype(np.uint8)
+            buffer = io.BytesIO()
+            Image.fromarray(pixels).resize((80, 64)).save(buffer, "JPEG")
+            texts = captions or [f"A {' '.join(rng.sample(words, 3))}." for _ in range(3)]
+            record = {"captions": texts, "source": "set", "split": "val" if i % 10 == 9 else "train"}
+            writer.write({"__key__": f"photo{i:03}", "jpg": buffer.getvalue(), "json": record})
+    return folder
+
+
+def write_config(file: Path, **changes) -> str:
+    file.write_text(json.dumps({**TINY, **changes}))
+    return str(file)
+
+
+def command(config: str, data: Path, out: Path) -> list[str]:
+    return [config, "--data", str(data), "--out", str(out), "--checkpoint-minutes", "0"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("train") / "data")
+
+
+# Arguments
+
+
+def test_help_loads_nothing_heavy():
+    code = "import sys; from tasks.train import main; print(sorted({'torch', 'timm', 'numpy'} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_a_configuration_by_name_and_by_file(tmp_path):
+    assert isinstance(read_config("tiny_caption"), TrainConfig)
+    assert read_config(write_config(tmp_path / "mine.json")).tower.name == "test_efficientnet"
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "is not a training configuration"),
+        (b"[]", "is not a training configuration"),
+        (b"null", "is not a training configuration"),
+        (b"\xff", "is not a training configuration"),
+        (b'{"backbone": {"vocab_size": 0}}', "lacks 'phases'"),
+        (b'{"backbone": {"vocab_size": 0, "heads": 0}, "phases": []}', "is not a training configuration"),
+        (b'{"backbone": {"vocab_size": 0}, "phases": [3]}', "is not a training configuration"),
+        (b'{"backbone": {"vocab_size": 0}, "phases": [], "more": 1}', "'more'"),
+    ],
+)
+def test_a_damaged_configuration_is_one_clear_error(tmp_path, content, message):
+    (tmp_path / "c.json").write_bytes(content)
+    with pytest.raises(ArgumentError, match=message) as caught:
+        read_config(str(tmp_path / "c.json"))
+    assert str(caught.value).isprintable() and "c.json" in str(caught.value)
+
+
+def test_an_unknown_configuration_lists_the_known_ones():
+    with pytest.raises(ArgumentError, match=r"no configuration 'nothing'; give a JSON file or one of: .*tiny_caption"):
+        read_config("nothing")
+
+
+def fails(arguments: list[str], capsys) -> str:
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def no_switch(monkeypatch) -> list[int]:
+    """Leave the memory of the test process alone, but count the calls."""
+    calls: list[int] = []
+    monkeypatch.setattr("vlm.train.memory.keep_freed_memory", lambda: calls.append(1))
+    return calls
+
+
+def test_what_a_user_gets_wrong_is_one_line(tmp_path, data, capsys, no_switch):
+    config = write_config(tmp_path / "c.json")
+    assert "no configuration 'x'" in fails(command("x", data, tmp_path / "out"), capsys)
+    assert "no .tar shards" in fails(command(config, tmp_path / "nothing", tmp_path / "out"), capsys)
+    (tmp_path / "file").touch()
+    assert "cannot be a folder" in fails(command(config, data, tmp_path / "file"), capsys)
+    assert "cannot be a folder" in fails(command(config, data, tmp_path / "file" / "out"), capsys)
+    silent = write_data(tmp_path / "silent", 2, [" . "])
+    assert "no photo with captions among the 2 of" in fails(command(config, silent, tmp_path / "out"), capsys)
+    (tmp_path / "out").mkdir(exist_ok=True)
+    (tmp_path / "out" / "checkpoint.safetensors").write_bytes(b"damaged")
+    assert "is not a checkpoint of a training" in fails(command(config, data, tmp_path / "out"), capsys)
+
+
+def test_shards_to_a_captioner(tmp_path, data, capsys, no_switch):
+    config = write_config(tmp_path / "c.json", phases=[{**TINY["phases"][0], "epochs": 1}])
+    assert main(command(config, data, tmp_path / "out")) == 0
+    assert no_switch == [1]  # memory is kept from the start
+    out, _ = capsys.readouterr()
+    assert "a epoch 1: set n=2 CIDEr" in out and "BLEU-4" in out
+    assert list((tmp_path / "out" / "tensorboard").iterdir())
+    model = vlm.load(str(tmp_path / "out" / "a"))
+    assert isinstance(model.caption(ROOT / "datasets/sample/cat.jpg"), str)
+
+
+# Killed and started again
+
+
+def start(arguments: list[str], log: Path) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with log.open("a") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "tasks.train", *arguments], cwd=ROOT, env=environment, stdout=file, stderr=file
+        )
+
+
+def finish(arguments: list[str], log: Path) -> None:
+    assert start(arguments, log).wait(600) == 0, log.read_text()[-2000:]
+
+
+def kill_in(phase: int, arguments: list[str], out: Path, log: Path) -> dict:
+    """Run until the middle of a phase, then SIGKILL; returns the counters of the last checkpoint."""
+    process = start(arguments, log)
+    checkpoint = out / "checkpoint.safetensors"
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and process.poll() is None:
+        if checkpoint.exists():
+            counters = read_counters(checkpoint)
+            if counters["phase"] == phase and counters["step"] >= 5:
+                process.send_signal(signal.SIGKILL)
+                break
+        time.sleep(0.005)
+    assert process.wait(60) == -signal.SIGKILL, log.read_text()[-2000:]
+    return read_counters(checkpoint)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_killed_in_every_phase_it_ends_with_the_weights_of_an_unbroken_run(tmp_path, data, precision):
+    config, log = write_config(tmp_path / "c.json", precision=precision), tmp_path / "log"
+    finish(command(config, data, tmp_path / "whole"), log)
+    arguments = command(config, data, tmp_path / "broken")
+    for phase in range(3):  # kept features, self-critical, full
+        counters = kill_in(phase, arguments, tmp_path / "broken", log)
+        assert counters["phase"] == phase and 5 <= counters["step"] < 24  # 6 epochs of 4 batches
+    finish(arguments, log)
+    for name in ("a/model.safetensors", "b/model.safetensors", "c/model.safetensors", "checkpoint.safetensors"):
+        whole, broken = (load_file(tmp_path / run / name) for run in ("whole", "broken"))
+        assert whole.keys() == broken.keys()
+        assert [key for key in whole if not torch.equal(whole[key], broken[key])] == [], name
+
+
+@pytest.mark.slow
+def test_another_configuration_refuses_the_checkpoint(tmp_path, data):
+    arguments = command(write_config(tmp_path / "c.json"), data, tmp_path / "out")
+    kill_in(0, arguments, tmp_path / "out", tmp_path / "log")
+    changed = command(write_config(tmp_path / "other.json", seed=1), data, tmp_path / "out")
+    process = start(changed, tmp_path / "other.log")
+    assert process.wait(600) == 2
+    last = (tmp_path / "other.log").read_text().splitlines()[-1]
+    assert last.startswith("error: ") and "is of another configuration or other data; use another --out" in last
+
+
+# Two processes
+
+SCRIPT = """
+import os, sys
+import torch
+from vlm.train import loop
+
+class Trainer(loop.Trainer):
+    def run(self):
+        super().run()
+        torch.save(self.model.state_dict(), self.out / f"rank{self.accelerator.process_index}.pt")
+
+loop.Trainer = Trainer
+from tasks.train import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def on_two_processes(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text(SCRIPT)
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(tmp_path / "script.py")]
+    run = subprocess.run(
+        [sys.executable, *launch, *arguments],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=900,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+@pytest.mark.slow
+def test_two_processes_end_with_the_same_weights(tmp_path, data):
+    phases = [{**phase, "epochs": 1, "batch_size": 2} for phase in TINY["phases"]]
+    config = write_config(tmp_path / "c.json", phases=phases, precision="no")
+    on_two_processes(command(config, data, tmp_path / "out"), tmp_path)
+    first, second = (torch.load(tmp_path / "out" / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    phase = load_file(tmp_path / "out" / "b" / "model.safetensors")
+    assert not torch.equal(phase["backbone.embed.weight"], first["backbone.embed.weight"].half())  # phase c ran
+
+
+@pytest.mark.slow
+def test_two_processes_take_the_step_of_one_with_twice_the_batch(tmp_path):
+    # one caption for all photos: equal lengths make the mean of two means the mean of all words
+    data = write_data(tmp_path / "data", 8, ["a red dog runs"])
+    gradients = {}
+    for name, size in (("two", 4), ("one", 8)):
+        phase = {"name": "a", "batch_size": size, "captions": 1, "dropout": 0.0, "tower_lr": 1e-4, "clip_norm": 1e9}
+        config = write_config(tmp_path / f"{name}.json", phases=[phase], precision="no")
+        arguments = command(config, data, tmp_path / name)
+        if name == "two":
+            on_two_processes(arguments, tmp_path)
+        else:
+            finish(arguments, tmp_path / "log")
+        checkpoint = tmp_path / name / "checkpoint.safetensors"
+        assert read_counters(checkpoint)["step"] == 1
+        # after one step AdamW's first moment is (1 - 0.9) times the gradient
+        gradients[name] = {k: v for k, v in load_file(checkpoint).items() if k.endswith(".exp_avg")}
+    assert gradients["one"].keys() == gradients["two"].keys()
+    for name, gradient in gradients["one"].items():
+        limit = 1e-4 * gradient.abs().max().item() + 1e-8
+        torch.testing.assert_close(gradients["two"][name], gradient, atol=limit, rtol=1e-3)

@@ -1,0 +1,51 @@
+"""The README's commands and code do what it says."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from tasks import caption, train
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for kind, block in BLOCKS if not kind for line in block.splitlines()]
+
+
+def after(marker: str) -> str:
+    """The fenced block behind an HTML comment."""
+    found = re.search(rf"<!-- {marker} -->\n```\w*\n(.*?)\n```", README, re.DOTALL)
+    assert found, f"README has no block behind <!-- {marker} -->"
+    return found[1]
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("python -m tasks.caption")])
+def test_caption_commands_run(line, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert caption.main(shlex.split(line)[3:]) == 0
+    assert capsys.readouterr().out
+
+
+def test_the_first_command_prints_what_the_readme_says(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    command = after("caption-command").split("&& ")[-1]
+    assert caption.main(shlex.split(command)[3:]) == 0
+    assert capsys.readouterr().out.strip() == after("caption-output")
+
+
+def test_python_code_runs(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    [code] = [block for kind, block in BLOCKS if kind == "python"]
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        exec(compile(code, "README.md", "exec"), {})
+    assert len(out.getvalue().splitlines()) == 3
+
+
+def test_the_training_configuration_that_it_names_exists():
+    names = set(re.findall(r"tasks\.train (\w+)", README))
+    assert names and all(train.read_config(name).phases for name in names)

@@ -1,0 +1,87 @@
+"""What a training run starts from."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vlm import hub
+from vlm.data.shards import Sample
+from vlm.errors import ArgumentError, ModelError
+from vlm.image import ImageTransform
+from vlm.models.seq2seq import Seq2SeqConfig
+from vlm.models.towers import TowerConfig
+from vlm.tokenizer import Tokenizer
+from vlm.train.build import build
+from vlm.train.config import Phase, TrainConfig
+
+FIELDS = {
+    "zh": ["一只狗"], "de": ["ein Hund"],
+    "vqa": [{"question": "What animal is it?", "answers": ["dog", "puppy"]}],
+}  # fmt: skip
+SAMPLES = [Sample("a", b"", ("A Dog, running!",), fields=FIELDS)] * 9
+CONFIG = TrainConfig(
+    Seq2SeqConfig(0, 32, 64, 2, 1, 1, patch_dim=256, image_bucket_size=4, code_grid=4),
+    (Phase("a", stage=7),),
+    TowerConfig("test_efficientnet"),
+    init="random",
+    text_tokens=290,
+    location_tokens=16,
+)
+
+
+def test_a_new_model_is_sized_by_its_tokenizer(tmp_path):
+    model, tokenizer, config = build(CONFIG, SAMPLES, tmp_path / "out")
+    assert config.backbone.vocab_size == tokenizer.vocab_size == model.backbone.embed.num_embeddings
+    assert tokenizer.num_bins == 16 and tokenizer.num_text <= 290
+    assert config == replace(CONFIG, backbone=replace(CONFIG.backbone, vocab_size=tokenizer.vocab_size))
+
+
+def test_the_tokenizer_knows_every_language_and_the_questions(tmp_path):
+    tokenizer = build(replace(CONFIG, text_tokens=400), SAMPLES, tmp_path)[1]
+    for text in (" a dog running", " 一只狗", " ein Hund", " What animal is it?", " puppy"):
+        assert len(tokenizer.encode(text)) <= len(text.split()) + text.count("?"), text  # a word is one piece
+
+
+def test_the_same_seed_gives_the_same_weights(tmp_path):
+    first, second, other = (
+        build(replace(CONFIG, seed=seed), SAMPLES, tmp_path / name)[0].state_dict()
+        for seed, name in ((0, "a"), (0, "b"), (1, "c"))
+    )
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not torch.equal(first["backbone.embed.weight"], other["backbone.embed.weight"])
+
+
+def test_a_second_start_keeps_the_tokenizer_of_the_first(tmp_path):
+    first = build(CONFIG, SAMPLES, tmp_path)[1]
+    again = build(CONFIG, [Sample("b", b"", ("other words",))], tmp_path)[1]
+    assert again.bpe.to_str() == first.bpe.to_str() == Tokenizer.load(tmp_path / "tokenizer.json").bpe.to_str()
+
+
+def test_a_model_to_go_on_from_brings_its_sizes(tmp_path):
+    model, tokenizer, _ = build(CONFIG, SAMPLES, tmp_path)
+    hub.save_model(tmp_path / "old", model, tokenizer, ImageTransform(48))
+    start = TrainConfig(Seq2SeqConfig(0), (Phase("a"),), init=str(tmp_path / "old"))
+    again, same, config = build(start, [], tmp_path / "new")
+    assert same.bpe.to_str() == tokenizer.bpe.to_str()
+    assert (config.backbone, config.tower, config.image) == (
+        model.backbone.config, TowerConfig("test_efficientnet"), ImageTransform(48)
+    )  # fmt: skip
+    torch.testing.assert_close(again.backbone.embed.weight, model.backbone.embed.weight, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "changes, kind, message",
+    [
+        ({"init": "nowhere"}, ModelError, "no model 'nowhere'"),
+        ({"tower": TowerConfig("no_such_tower")}, ArgumentError, "timm has no model 'no_such_tower'"),
+        ({"tower": TowerConfig("test_vit")}, ArgumentError, "makes patches of 64 channels; patch_dim is 256"),
+        ({"init": "imagenet", "tower": TowerConfig("test_vit"), "backbone": replace(CONFIG.backbone, patch_dim=64)},
+         ModelError, "has no weights for the tower 'test_vit'; use 'random'"),
+        ({"phases": (Phase("x", stage=8),)}, ArgumentError, "phase 'x': stage=8; the tower has 7 stages"),
+    ],
+)  # fmt: skip
+def test_impossible_starts_are_one_clear_error(tmp_path, changes, kind, message):
+    with pytest.raises(kind) as caught:
+        build(replace(CONFIG, **changes), SAMPLES, tmp_path)
+    assert message in str(caught.value) and str(caught.value).isprintable()

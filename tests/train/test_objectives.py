@@ -1,0 +1,168 @@
+"""Losses against numbers of the original OFA code, and worked out by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vlm.convert.ofa import rename
+from vlm.models.seq2seq import Seq2SeqConfig
+from vlm.models.towers import TowerConfig
+from vlm.models.vision_language import VisionLanguageModel
+from vlm.train.objectives import label_smoothed_cross_entropy, mean_of_others, self_critical_loss
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "ofa_golden"
+needs_golden = pytest.mark.skipif(
+    not GOLDEN.is_dir(), reason="the golden numbers of the original are not beside the checkout"
+)
+NANO = Seq2SeqConfig(
+    vocab_size=360,
+    dim=32,
+    ffn_dim=64,
+    heads=4,
+    encoder_layers=2,
+    decoder_layers=2,
+    patch_dim=1024,
+    max_source_positions=80,
+    max_target_positions=48,
+    token_bucket_size=8,
+    image_bucket_size=8,
+    code_grid=4,
+    dropout=0.0,
+)
+
+
+def golden() -> dict:
+    return json.loads((GOLDEN / "nano_golden.json").read_text())["losses"]
+
+
+def nano() -> VisionLanguageModel:
+    model = VisionLanguageModel(TowerConfig("ofa_resnet", (2, 1, 1)), NANO).eval()
+    state = {rename(name): torch.from_numpy(value) for name, value in np.load(GOLDEN / "nano" / "state.npz").items()}
+    state.pop(None, None)
+    model.load_state_dict(state)  # type: ignore[arg-type]
+    return model
+
+
+def forward(model: VisionLanguageModel, target: Tensor, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+    """Logits and labels of every word of `target`, padded with 1, for rows of the loss inputs."""
+    data = {name: torch.from_numpy(value[rows]) for name, value in np.load(GOLDEN / "nano" / "loss_inputs.npz").items()
+            if name in ("src_tokens", "patch_images", "patch_masks")}  # fmt: skip
+    encoded = model.backbone.encode(data["src_tokens"], model.tower(data["patch_images"]), data["patch_masks"])
+    previous = torch.cat([torch.zeros_like(target[:, :1]), target[:, :-1]], 1)
+    previous[target == 1] = 1
+    words = target != 1
+    return model.backbone.logits(model.backbone.decode(previous, encoded))[words], target[words]
+
+
+def grad_norms(model: VisionLanguageModel, loss: Tensor, names: dict) -> dict[str, float]:
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: float(gradients[str(rename(name))].norm()) for name in names}  # type: ignore[union-attr]
+
+
+@needs_golden
+@pytest.mark.parametrize("case", ["plain", "eps0"])
+def test_label_smoothing_equals_the_original(case):
+    cases = golden()["function_level"]
+    logits, target = torch.tensor(cases["inputs"]["logits"]), torch.tensor(cases["inputs"]["target"])
+    expected = cases[case]
+    mean = label_smoothed_cross_entropy(logits, target, expected["options"]["epsilon"])
+    assert mean.item() * expected["ntokens"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+@needs_golden
+@pytest.mark.parametrize("case", ["ls0", "ls0.1"])
+def test_loss_and_gradients_through_the_whole_model_equal_the_original(case):
+    expected = golden()["cases"][case]
+    model = nano()
+    target = torch.from_numpy(np.load(GOLDEN / "nano" / "loss_inputs.npz")["target_plain"])
+    logits, labels = forward(model, target)
+    assert len(labels) == expected["ntokens"]
+    loss = label_smoothed_cross_entropy(logits, labels, expected["options"]["label_smoothing"]) * len(labels)
+    assert loss.item() == pytest.approx(expected["loss"], rel=1e-5)
+    assert grad_norms(model, loss, expected["grad_norm"]) == pytest.approx(expected["grad_norm"], rel=1e-3)
+
+
+@needs_golden
+def test_self_critical_loss_and_gradients_equal_the_original():
+    expected = golden()["scst"]["loss_case"]
+    model = nano()
+    samples, rewards = expected["samples"], torch.tensor(expected["rewards"])
+    longest = max(map(len, samples))
+    target = torch.tensor([[*ids, *[1] * (longest - len(ids))] for ids in samples])
+    logits, labels = forward(model, target, slice(0, 2))
+    assert len(labels) == expected["ntokens"]
+    loss = self_critical_loss(logits, labels, rewards[:, None].expand_as(target)[target != 1]) * len(labels)
+    assert loss.item() == pytest.approx(expected["loss"], rel=1e-4)
+    assert grad_norms(model, loss, expected["grad_norm"]) == pytest.approx(expected["grad_norm"], rel=1e-3)
+
+
+@needs_golden
+def test_rewards_equal_the_original():
+    cases = golden()["scst"]
+    rewards = mean_of_others(torch.tensor(cases["cider_d"], dtype=torch.float64).view(3, 3))
+    assert rewards.flatten().tolist() == pytest.approx(cases["reward"])
+
+
+def test_label_smoothing_by_hand():
+    # p = 1/2, 1/4, 1/4; 0.1 of the label's weight goes to the two others, half each
+    logits = torch.tensor([[math.log(2), 0.0, 0.0]])
+    expected = 0.9 * math.log(2) + 0.1 * math.log(4)
+    assert label_smoothed_cross_entropy(logits, torch.tensor([0]), 0.1).item() == pytest.approx(expected)
+    assert label_smoothed_cross_entropy(logits, torch.tensor([0])).item() == pytest.approx(math.log(2))
+    both = label_smoothed_cross_entropy(logits.expand(2, 3), torch.tensor([0, 1]), 0.1).item()
+    second = 0.9 * math.log(4) + 0.05 * math.log(2) + 0.05 * math.log(4)
+    assert both == pytest.approx((expected + second) / 2)  # a mean over words
+
+
+@given(st.integers(2, 9), st.integers(1, 6), st.floats(0, 0.5), st.integers(0, 99))
+def test_label_smoothing_equals_its_formula(vocab, words, smoothing, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(words, vocab, generator=generator) * 3
+    labels = torch.randint(vocab, (words,), generator=generator)
+    log_probs = logits.double().log_softmax(-1)
+    each = smoothing / (vocab - 1)  # SPEC 11.1: (1 - eps - e) * nll + e * (sum over all of the vocabulary)
+    nll = -log_probs[range(words), labels]
+    expected = ((1 - smoothing - each) * nll - each * log_probs.sum(-1)).mean().item()
+    assert label_smoothed_cross_entropy(logits, labels, smoothing).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_losses_are_computed_in_float32():
+    logits = torch.tensor([[8.0, 7.9, 0.0]]).bfloat16().requires_grad_()
+    label, one = torch.tensor([0]), torch.ones(1)
+    for loss in (label_smoothed_cross_entropy(logits, label), self_critical_loss(logits, label, one)):
+        exact = torch.nn.functional.cross_entropy(logits.detach().double(), label).item()
+        assert loss.dtype == torch.float32 and loss.item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_self_critical_loss_by_hand():
+    logits = torch.tensor([[math.log(2), 0.0, 0.0]] * 3, requires_grad=True)
+    loss = self_critical_loss(logits, torch.tensor([0, 1, 2]), torch.tensor([0.5, -1.0, 0.0]))
+    assert loss.item() == pytest.approx((0.5 * math.log(2) - math.log(4)) / 3)
+    loss.backward()
+    assert logits.grad is not None
+    # a rewarded word becomes likelier, a punished one less likely, and one without advantage stays
+    assert logits.grad[0, 0] < 0 < logits.grad[1, 1] and (logits.grad[2] == 0).all()
+    assert logits.grad[0].tolist() == pytest.approx([-0.5 / 3 * 0.5, 0.25 / 3 * 0.5, 0.25 / 3 * 0.5])
+
+
+def test_mean_of_others_by_hand():
+    found = mean_of_others(torch.tensor([[1.0, 2.0, 6.0], [3.0, 3.0, 3.0]]))
+    assert found.tolist() == [[-3.0, -1.5, 4.5], [0.0, 0.0, 0.0]]
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=6), st.floats(-5, 5))
+def test_advantages_sum_to_zero_and_ignore_a_constant(rewards, constant):
+    row = torch.tensor([rewards], dtype=torch.float64)
+    found = mean_of_others(row)
+    assert found.sum().item() == pytest.approx(0, abs=1e-9)
+    torch.testing.assert_close(mean_of_others(row + constant), found, atol=1e-9, rtol=0)
+    others = [sum(rewards[:i] + rewards[i + 1 :]) / (len(rewards) - 1) for i in range(len(rewards))]
+    assert found[0].tolist() == pytest.approx([r - o for r, o in zip(rewards, others, strict=True)], abs=1e-9)
