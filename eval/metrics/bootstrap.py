@@ -31,7 +31,7 @@ class Interval(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Figure of run A minus that of run B on the same items, its interval, and the two-sided p-value of no difference."""
+    """Figure of run A minus that of run B on the same items, its interval, and the two-sided p-value."""
 
     difference: float
     low: float

@@ -114,7 +114,7 @@ def fold_summary(
 
 
 def _ranks(scores: NDArray, query_images: NDArray, candidate_images: NDArray) -> NDArray[np.int64]:
-    """`[queries, candidates]` to `int64[queries]`: wrong candidates that score no less than the best right one, plus 1."""
+    """`[queries, candidates]` to `int64[queries]`: 1 plus the wrong candidates not below the best right one."""
     if np.isnan(scores).any():
         raise DataError("a similarity is not a number; check the features for NaN")
     right = query_images[:, None] == candidate_images  # bool[queries, candidates]

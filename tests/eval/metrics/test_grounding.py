@@ -56,9 +56,8 @@ def ofa_hits(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 def random_boxes(rng: np.random.Generator, boxes: int) -> np.ndarray:
     """Corners on a coarse grid, so that touching, equal and half-overlapping boxes are common; some inverted or empty.
     """
-    return rng.integers(0, 9, (boxes, 4)).astype(np.float32) * rng.choice([1.0, 0.3, 57.0], (boxes, 1)).astype(
-        np.float32
-    )
+    sizes = rng.choice([1.0, 0.3, 57.0], (boxes, 1)).astype(np.float32)
+    return rng.integers(0, 9, (boxes, 4)).astype(np.float32) * sizes
 
 
 def test_hits_equal_a_reading_of_ofa():
