@@ -81,7 +81,11 @@ class Trainer:
             # the others wait while the main process computes features and validates
             InitProcessGroupKwargs(timeout=timedelta(hours=6)),
         ]
-        self.accelerator = Accelerator(mixed_precision=config.precision, kwargs_handlers=distributed)
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # unless told, processes without a GPU would train one model each
+            mixed_precision=config.precision,
+            kwargs_handlers=distributed,
+        )
         self.model = model.to(self.accelerator.device)
         self.prompt = torch.tensor([prompt_ids(tokenizer, prompt.CAPTION)], device=self.accelerator.device)
         self.captions = [caption_ids(tokenizer, sample.captions, config.max_tokens) for sample in train]

@@ -54,8 +54,7 @@ def ofa_hits(predictions: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
 
 
 def random_boxes(rng: np.random.Generator, boxes: int) -> np.ndarray:
-    """Corners on a coarse grid, so that touching, equal and half-overlapping boxes are common; some inverted or empty.
-    """
+    """Corners on a coarse grid, so that touching, equal and overlapping boxes are common; some inverted or empty."""
     sizes = rng.choice([1.0, 0.3, 57.0], (boxes, 1)).astype(np.float32)
     return rng.integers(0, 9, (boxes, 4)).astype(np.float32) * sizes
 
