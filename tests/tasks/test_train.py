@@ -1,5 +1,6 @@
 """`python -m tasks.train` from shards to a captioner: killed, resumed, and on two processes."""
 
+import contextlib
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from safetensors.torch import load_file
 
 import vlm
 from tasks.train import main, read_config
-from vlm.errors import ArgumentError
+from vlm.errors import ArgumentError, DataError
 from vlm.train.checkpoint import read_counters
 from vlm.train.config import TrainConfig
 
@@ -176,7 +177,8 @@ def kill_in(phase: int, arguments: list[str], out: Path, log: Path) -> dict:
     checkpoint = out / "checkpoint.safetensors"
     deadline = time.monotonic() + 600
     while time.monotonic() < deadline and process.poll() is None:
-        if checkpoint.exists():
+        # safetensors opens a file twice, and the run may replace it in between
+        with contextlib.suppress(DataError):
             counters = read_counters(checkpoint)
             if counters["phase"] == phase and counters["step"] >= 5:
                 process.send_signal(signal.SIGKILL)
