@@ -114,7 +114,9 @@ def _java_scores(
     if name == "METEOR":
         from pycocoevalcap.meteor.meteor import Meteor
 
-        score, scores = Meteor().compute_score(references, hypotheses)
+        meteor = Meteor()
+        score, scores = meteor.compute_score(references, hypotheses)
+        meteor.meteor_p.communicate()  # ends it and closes its pipes, which its own clean-up leaves open
         return np.array(scores), float(score)
     assert package.submodule_search_locations is not None
     if not list(Path(package.submodule_search_locations[0]).glob("spice/lib/stanford-corenlp-*-models.jar")):
