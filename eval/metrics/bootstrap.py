@@ -1,10 +1,9 @@
 """Bootstrap intervals and a paired test: how far a figure would move on other items of the same kind.
 
-Items (photos, questions) are drawn anew with replacement, as many as there are, and the figure is computed again;
-the 2.5th
-and 97.5th percentile over many draws bound the 95 % interval (Efron and Tibshirani, "An Introduction to the Bootstrap",
-1993, chapter 13). Figures that are no mean of scores, such as BLEU, come from sums over items: hits and lengths, for
-example. A draw is a vector of counts, so that all of them are one matrix product.
+Items (photos, questions) are drawn anew with replacement, as many as there are, and the figure is computed again; the
+2.5th and 97.5th percentile over many draws bound the 95 % interval (Efron and Tibshirani, "An Introduction to the
+Bootstrap", 1993, chapter 13). Figures that are no mean of scores, such as BLEU, come from sums over items: hits and
+lengths, for example. A draw is a vector of counts, so that all of them are one matrix product.
 """
 
 from collections.abc import Callable
@@ -39,8 +38,8 @@ class Comparison(NamedTuple):
     p_value: float
 
 
-def mean_ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """First sum over second: the metric of a mean (scores, ones) and of a ratio of sums (hits, totals)."""
+def _ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+    """First sum over second, the metric of a mean (scores, ones) and of a ratio of sums (hits, totals)."""
     with np.errstate(divide="ignore", invalid="ignore"):  # a draw without any total is reported by the caller
         return sums[:, 0] / sums[:, 1]
 
@@ -93,7 +92,7 @@ def bootstrap_ratio(
     """
     top, bottom = _check(numerators, "numerators", ndim=1), _check(denominators, "denominators", ndim=1)
     _same_items(top, bottom)
-    return bootstrap_metric(np.stack([top, bottom], 1), mean_ratio, rng, resamples, confidence)
+    return bootstrap_metric(np.stack([top, bottom], 1), _ratio, rng, resamples, confidence)
 
 
 def paired_bootstrap(
@@ -108,8 +107,7 @@ def paired_bootstrap(
 
     The p-value is twice the smaller share of draws on either side of no difference, draws of no difference counting on
     both sides, with one draw added to each so that it is never 0. It is below 0.05 where the 95 % interval leaves
-    out 0,
-    but for draws near that edge.
+    out 0, but for draws near that edge.
 
     Args:
         a: run A, `[items]` scores whose mean is compared, or `[items, statistics]` for `metric`.
@@ -125,7 +123,7 @@ def paired_bootstrap(
     ours, theirs = _check(a, "a", ndim=1 if metric is None else 2), _check(b, "b", ndim=1 if metric is None else 2)
     _same_items(ours, theirs)
     if metric is None:
-        metric, ours, theirs = mean_ratio, _with_ones(ours), _with_ones(theirs)
+        metric, ours, theirs = _ratio, _with_ones(ours), _with_ones(theirs)
     sums_a, sums_b = _resample([ours, theirs], rng, resamples)
     # rounded, since scores such as 0.3 and 0.6 seldom cancel to exactly 0, and a draw of no difference counts on
     # both sides
