@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from vlm.generation import GenerationConfig, generate
-from vlm.models.seq2seq import BOS, Encoded, Seq2Seq, Seq2SeqConfig
+from vlm.models.layers import Seq2SeqConfig
+from vlm.models.seq2seq import BOS, Encoded, Seq2Seq
 
 TINY = Seq2SeqConfig(
     vocab_size=8580,

@@ -59,10 +59,14 @@ def train(args: Args) -> None:
     except OSError as error:
         raise ArgumentError(f"--out {args.out!r} cannot be a folder: {error.strerror}; name another") from None
     model, tokenizer, config = build(config, samples, out)
-    scorer = CiderScorer([[tokenize(c) for c in sample.captions] for sample in train_samples])
+
+    def words(caption: str) -> list[str]:
+        return [*tokenize(caption), "</s>"]  # the end counts as a word, or sentences learn to break off
+
+    scorer = CiderScorer([[words(c) for c in sample.captions] for sample in train_samples])
 
     def reward(photo: int, sentences: Sequence[str]) -> list[float]:
-        return [scorer.score(photo, sentence.split()) for sentence in sentences]
+        return [scorer.score(photo, words(sentence)) for sentence in sentences]
 
     Trainer(
         config, model, tokenizer, train_samples, val_samples, out, reward, caption_figures, args.checkpoint_minutes

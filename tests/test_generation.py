@@ -16,7 +16,8 @@ from torch import Tensor
 from vlm.candidates import Trie, score_candidates
 from vlm.errors import ArgumentError
 from vlm.generation import GenerationConfig, Hypothesis, forbid_repeats, generate
-from vlm.models.seq2seq import BOS, EOS, PAD, Encoded, Seq2Seq, Seq2SeqConfig
+from vlm.models.layers import Seq2SeqConfig
+from vlm.models.seq2seq import BOS, EOS, PAD, Encoded, Seq2Seq
 
 
 def small(seed: int = 0, vocab_size: int = 9) -> Seq2Seq:
@@ -89,7 +90,7 @@ def test_a_wide_beam_ranks_every_sequence_as_brute_force_does(seed, options):
 
 
 def test_greedy_takes_the_likeliest_token_each_time():
-    backbone = small(5)  # pyright: ignore
+    backbone = small(5)
     encoded = backbone.encode(prompts([3, 5]))
     for i, (hypothesis,) in enumerate(generate(backbone, encoded, GenerationConfig(beams=1, max_tokens=6))):
         alone = encoded.select(torch.tensor([i]))
@@ -151,7 +152,7 @@ def test_neighbours_never_matter(name):
 
     def run(rows: list[int]) -> list[list[Hypothesis]]:
         width = max(lengths[row] for row in rows)
-        encoded = backbone.encode(words[rows, :width], patches[rows], has_image[rows])  # pyright: ignore
+        encoded = backbone.encode(words[rows, :width], patches[rows], has_image[rows])
         prefix = forced[rows, : int((forced[rows] != PAD).sum(1).max())] if "prefix" in inputs else None
         trie = Trie(answers) if "trie" in inputs else None
         return generate(backbone, encoded, config, trie=trie, prefix_ids=prefix, codes="codes" in inputs)
@@ -398,6 +399,3 @@ def test_the_benchmark_finds_equal_tokens(capsys):
     assert module.main(["--batch", "2", "--beams", "2", "--tokens", "3", "--repeats", "1"]) == 0
     torch.set_num_threads(threads)
     assert "same tokens, ratio" in capsys.readouterr().out
-
-
-# pyright: ignore

@@ -9,13 +9,10 @@ import pytest
 import torch
 
 from vlm.candidates import Trie, score_candidates
-from vlm.convert.ofa import rename
 from vlm.generation import GenerationConfig, generate
-from vlm.models.seq2seq import EOS, PAD, Seq2Seq, Seq2SeqConfig
-from vlm.models.towers import TowerConfig, build_tower
+from vlm.models.seq2seq import EOS, PAD
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "ofa_golden"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the numbers of the original are not beside the checkout")
 CASES = json.loads((GOLDEN / "nano_golden.json").read_text()) if GOLDEN.is_dir() else {}
 OPTIONS = {  # the original's names to ours
     "beam_size": "beams",
@@ -32,45 +29,15 @@ OPTIONS = {  # the original's names to ours
 
 
 @pytest.fixture(scope="module")
-def nano() -> tuple[Seq2Seq, torch.nn.Module]:
-    config = Seq2SeqConfig(
-        vocab_size=360,
-        dim=32,
-        ffn_dim=64,
-        heads=4,
-        encoder_layers=2,
-        decoder_layers=2,
-        patch_dim=1024,
-        max_source_positions=80,
-        max_target_positions=48,
-        token_bucket_size=8,
-        image_bucket_size=8,
-        code_grid=4,
-        dropout=0.0,
-    )
-    backbone, tower = Seq2Seq(config).eval(), build_tower(TowerConfig("ofa_resnet", (2, 1, 1))).eval()
-    parts: dict[str, dict[str, torch.Tensor]] = {"backbone": {}, "tower": {}}
-    for name, value in np.load(GOLDEN / "nano" / "state.npz").items():
-        if new := rename(name):
-            part, _, rest = new.partition(".")
-            parts[part][rest] = torch.from_numpy(value)
-    backbone.load_state_dict(parts["backbone"])
-    tower.load_state_dict(parts["tower"])
-    return backbone, tower
-
-
-@pytest.fixture(scope="module")
 def nano_generation(nano):
     """The nano model with another end token's embedding, so that hypotheses end at different lengths."""
-    backbone = Seq2Seq(nano[0].config).eval()
-    backbone.load_state_dict(nano[0].state_dict())
+    model = nano()
     data = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "nano" / "gen_inputs.npz").items()}
     with torch.no_grad():
-        backbone.embed.weight[EOS] = data["eos_row"]
-    return backbone, nano[1], data
+        model.backbone.embed.weight[EOS] = data["eos_row"]
+    return model.backbone, model.tower, data
 
 
-@needs_golden
 @pytest.mark.parametrize("name", CASES.get("generation", {}))
 @torch.inference_mode()
 def test_hypotheses_equal_the_original(nano_generation, name):
@@ -111,12 +78,12 @@ def test_hypotheses_equal_the_original(nano_generation, name):
             assert h.token_scores == pytest.approx(e["positional_scores"], abs=1e-4)
 
 
-@needs_golden
 @pytest.mark.parametrize("name", CASES.get("vqa_all_candidate", {}))
 @pytest.mark.parametrize("chunk", [3, 64])
 @torch.inference_mode()
 def test_candidate_scores_equal_the_original(nano, name, chunk):
-    backbone, tower = nano
+    model = nano()
+    backbone, tower = model.backbone, model.tower
     case = CASES["vqa_all_candidate"][name]
     data = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "nano" / "loss_inputs.npz").items()}
     encoded = backbone.encode(data["src_tokens"], tower(data["patch_images"]), data["patch_masks"])

@@ -15,7 +15,7 @@ def test_instructions_are_those_of_ofa():
 
 
 def test_caption_options_are_a_beam_search():
-    config = GenerationConfig(**CAPTION_OPTIONS)  # pyright: ignore
+    config = GenerationConfig(**CAPTION_OPTIONS)
     assert (config.beams, config.max_tokens, config.no_repeat_ngram, config.sample) == (5, 20, 3, False)
 
 

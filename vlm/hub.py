@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save
 
 from vlm.errors import ModelError
 from vlm.image import ImageTransform
-from vlm.models.seq2seq import Seq2SeqConfig
+from vlm.models.layers import Seq2SeqConfig
 from vlm.models.towers import TimmTower, TowerConfig, build_tower
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.tokenizer import Tokenizer

@@ -4,6 +4,7 @@ The instructions are those of OFA (Wang et al., 2022), whose leading blank belon
 """
 
 import re
+from typing import Any
 
 CAPTION = " what does the image describe?"
 
@@ -17,4 +18,4 @@ def clean_caption(caption: str) -> str:
 
 
 # how captions are searched; 3-gram repeats are never wanted in one sentence
-CAPTION_OPTIONS = {"beams": 5, "max_tokens": 20, "no_repeat_ngram": 3}
+CAPTION_OPTIONS: dict[str, Any] = {"beams": 5, "max_tokens": 20, "no_repeat_ngram": 3}

@@ -66,4 +66,4 @@ def _boxes(values: ArrayLike, name: str) -> NDArray[np.float32]:
 
 
 def _area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])  # pyright: ignore
+    return np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float32)

@@ -73,7 +73,7 @@ _CONTRACTION_PAIRS = """
     yall'll:y'all'll y'allll:y'all'll yall'd've:y'all'd've y'alld've:y'all'd've y'all'dve:y'all'd've youd:you'd
     youd've:you'd've you'dve:you'd've youll:you'll youre:you're youve:you've
 """
-CONTRACTIONS = dict(pair.split(":") for pair in str(_CONTRACTION_PAIRS).split())  # pyright: ignore
+CONTRACTIONS = {short: full for short, _, full in (pair.partition(":") for pair in _CONTRACTION_PAIRS.split())}
 
 _WORDS = CONTRACTIONS | _NUMBERS  # the two share no word, and neither makes an article: one look-up does for both
 
@@ -185,7 +185,7 @@ def vqa_scores(predictions: Mapping[int | str, str], annotations: Sequence[Mappi
     """
     question_ids, answer_types, question_types, scores = [], [], [], []
     for annotation in annotations:
-        question = annotation.get("question_id")
+        question = annotation.get("question_id", "?")
         try:
             humans = [human["answer"] for human in annotation["answers"]]
             question_ids.append(annotation["question_id"])
@@ -197,7 +197,7 @@ def vqa_scores(predictions: Mapping[int | str, str], annotations: Sequence[Mappi
             raise DataError(f"no prediction for question {question!r}; every annotated question needs an answer")
         if not humans:
             raise DataError(f"question {question!r} has no human answers; remove it from the annotations")
-        scores.append(vqa_accuracy(predictions[question], humans))  # pyright: ignore
+        scores.append(vqa_accuracy(predictions[question], humans))
     if not scores:
         raise DataError("no annotations to score against; the list is empty")
     _check_ids(question_ids, predictions)

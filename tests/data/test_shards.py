@@ -7,16 +7,16 @@ import warnings
 from pathlib import Path
 
 import pytest
-import webdataset as wds
 from hypothesis import given
 from hypothesis import strategies as st
+from webdataset.writer import TarWriter
 
 from vlm.data.shards import Sample, Skipped, epoch_order, find_shards, read_samples
 from vlm.errors import DataError, VLMError
 
 
 def write_shard(path, records):
-    with wds.TarWriter(str(path), encoder=False) as writer:  # pyright: ignore
+    with TarWriter(str(path), encoder=False) as writer:
         for i, record in enumerate(records):
             files = {k: json.dumps(v).encode() if not isinstance(v, bytes) else v for k, v in record.items()}
             writer.write({"__key__": f"photo{i:04}", **files})

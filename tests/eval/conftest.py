@@ -70,7 +70,7 @@ def random_model(tmp_path_factory) -> Path:
 
     from vlm import hub
     from vlm.image import ImageTransform
-    from vlm.models.seq2seq import Seq2SeqConfig
+    from vlm.models.layers import Seq2SeqConfig
     from vlm.models.towers import TowerConfig, build_tower
     from vlm.models.vision_language import VisionLanguageModel
     from vlm.tokenizer import train_tokenizer

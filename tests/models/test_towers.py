@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from vlm.convert import imagenet
 from vlm.convert.imagenet import load_efficientnet_lite2
 from vlm.errors import ModelError
-from vlm.models.seq2seq import Seq2SeqConfig
+from vlm.models.layers import Seq2SeqConfig
 from vlm.models.towers import (
     StagedTower,
     TimmTower,
@@ -84,7 +85,7 @@ def test_the_resnet_of_ofa_halves_four_times_rounding_up(size, grid):
 
 @torch.inference_mode()
 def test_the_resnet_of_ofa_is_timms_without_its_last_stage():
-    model = timm.create_model("resnet50", num_classes=0).eval()
+    model: Any = timm.create_model("resnet50", num_classes=0).eval()
     tower = build_tower(TowerConfig("ofa_resnet", (3, 4, 6))).eval()
     state = [value for name, value in model.state_dict().items() if not name.startswith("layer4")]
     tower.load_state_dict(dict(zip(tower.state_dict(), state, strict=True)))
@@ -108,11 +109,11 @@ def test_a_vision_transformer_gives_its_patches_without_the_class_token():
 
 @torch.inference_mode()
 def test_a_vision_transformer_of_oblong_images():
-    model = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True).eval()
+    model: Any = timm.create_model("test_vit", num_classes=0, dynamic_img_size=True).eval()
     images = torch.randn(1, 3, 96, 160)
     found = TimmTower(model)(images)
     assert found.shape == (1, 6, 10, 64)
-    assert torch.equal(found.flatten(1, 2), model.forward_features(images)[:, model.num_prefix_tokens :])  # pyright: ignore
+    assert torch.equal(found.flatten(1, 2), model.forward_features(images)[:, model.num_prefix_tokens :])
 
 
 @torch.inference_mode()
@@ -126,7 +127,7 @@ def test_a_convnext_equals_timms():
 
 @torch.inference_mode()
 def test_a_swin_transformer_keeps_its_channels_last():
-    model = timm.create_model(
+    model: Any = timm.create_model(
         "swin_tiny_patch4_window7_224",
         num_classes=0,
         img_size=(64, 128),
@@ -136,7 +137,7 @@ def test_a_swin_transformer_keeps_its_channels_last():
     ).eval()
     images = torch.randn(1, 3, 64, 128)
     found = TimmTower(model)(images)
-    assert found.shape == (1, 2, 4, 96) and torch.equal(found, model.forward_features(images))  # pyright: ignore
+    assert found.shape == (1, 2, 4, 96) and torch.equal(found, model.forward_features(images))
 
 
 @torch.inference_mode()
@@ -187,9 +188,10 @@ def test_an_unknown_name_is_one_clear_error(name):
 
 def test_blocks_belong_to_the_resnet_of_ofa():
     assert TowerConfig("ofa_resnet", [3, 4, 6]).blocks == (3, 4, 6)  # type: ignore[arg-type]
-    for arguments in ({"name": "ofa_resnet"}, {"name": "resnet50", "blocks": (3, 4, 6)}):
+    cases: list[dict[str, Any]] = [{"name": "ofa_resnet"}, {"name": "resnet50", "blocks": (3, 4, 6)}]
+    for arguments in cases:
         with pytest.raises(ValueError, match="only ofa_resnet takes blocks"):
-            TowerConfig(**arguments)  # pyright: ignore
+            TowerConfig(**arguments)
 
 
 def test_a_tower_of_another_width_is_refused():

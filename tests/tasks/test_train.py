@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import webdataset as wds
 from accelerate.state import AcceleratorState
 from PIL import Image
 from safetensors.torch import load_file
+from webdataset.writer import TarWriter
 
 import vlm
 from tasks.train import main, read_config
@@ -47,7 +47,7 @@ def write_data(folder: Path, count: int = 20, captions: list[str] | None = None)
     folder.mkdir()
     rng = random.Random(0)
     words = ["red", "green", "dog", "cat", "bird", "runs", "sits", "flies"]
-    with wds.TarWriter(str(folder / "a.tar")) as writer:  # pyright: ignore
+    with TarWriter(str(folder / "a.tar")) as writer:
         for i in range(count):
             pixels = np.random.default_rng(i).integers(0, 256, (4, 5, 3)).astype(np.uint8)
             buffer = io.BytesIO()

@@ -9,7 +9,7 @@ from vlm import hub
 from vlm.data.shards import Sample
 from vlm.errors import ArgumentError, ModelError
 from vlm.image import ImageTransform
-from vlm.models.seq2seq import Seq2SeqConfig
+from vlm.models.layers import Seq2SeqConfig
 from vlm.models.towers import TowerConfig
 from vlm.tokenizer import Tokenizer
 from vlm.train.build import build

@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from vlm.models.seq2seq import Seq2Seq, Seq2SeqConfig
+from vlm.models.layers import Seq2SeqConfig
+from vlm.models.seq2seq import Seq2Seq
 from vlm.models.towers import TowerConfig, build_tower
 
 

@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from vlm.data.augment import Augmentation
 from vlm.image import ImageTransform
-from vlm.models.seq2seq import Seq2SeqConfig
+from vlm.models.layers import Seq2SeqConfig
 from vlm.models.towers import TowerConfig
 
 Objective = Literal["cross_entropy", "self_critical"]
