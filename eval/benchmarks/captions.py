@@ -103,28 +103,19 @@ def read_flickr8k(folder: Path, split: str) -> list[Item]:
 
 def score(items: Sequence[Item], predictions: Predictions) -> Scores:
     """The official figures, with the document frequencies of these items' references."""
-    from eval.metrics.bleu import bleu_counts
     from eval.metrics.captions import caption_scores
-    from eval.metrics.ptb import tokenize
 
     found = caption_scores(dict(enumerate(predictions)), {number: item.references for number, item in enumerate(items)})
     figures = {name: 100 * found.corpus[name] for name in METRICS}
     values = {name: [100 * float(value) for value in found.per_image[name]] for name in ("CIDEr", "ROUGE-L")}
-    sums = []
-    for item, caption in zip(items, predictions, strict=True):
-        counts = bleu_counts(tokenize(caption), [tokenize(reference) for reference in item.references])
-        sums.append([*counts.matched, *counts.guessed, counts.length, counts.reference_length])
-    return Scores(figures, values, list(predictions), sums)
+    return Scores(figures, values, list(predictions), found.bleu_statistics.tolist())
 
 
 def bleu_of_sums(order: int, sums: "np.ndarray") -> "np.ndarray":
-    """BLEU up to an order from the sums of `score`: matches and guesses of four orders, length, reference length."""
-    import numpy as np
+    """BLEU up to an order, in points of a hundred, from sums of `score`: `[draws, 10]` to `float64[draws]`."""
+    from eval.metrics.bleu import bleu_of
 
-    matched, guessed, length, reference_length = sums[:, :order], sums[:, 4 : 4 + order], sums[:, 8], sums[:, 9]
-    with np.errstate(divide="ignore"):  # no match at all is a score of 0
-        precision = np.exp(np.log(matched / np.maximum(guessed, 1)).mean(1))
-    return 100 * precision * np.exp(np.minimum(0, 1 - reference_length / np.maximum(length, 1)))
+    return 100 * bleu_of(sums)[:, order - 1]
 
 
 def running(items: Sequence[Item]) -> Callable[[Item, str], float]:

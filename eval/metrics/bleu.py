@@ -6,29 +6,11 @@ caption's (the shorter of two equally close), and counts are kept from zero by 1
 line, so that an image without a single four-gram in common scores almost, but not exactly, zero.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 
 from eval.metrics.ngrams import ORDERS, NgramTable
 
 _ABOVE, _BELOW = 1e-15, 1e-9
-
-
-class BleuCounts(NamedTuple):
-    """What BLEU needs to know of one caption."""
-
-    matched: list[int]  # n-grams of each order that a reference holds too
-    guessed: list[int]  # n-grams of each order
-    length: int
-    reference_length: int
-
-
-def bleu_counts(words: Sequence[str], references: Sequence[Sequence[str]]) -> BleuCounts:
-    """Count one caption against its references; for a set, `bleu_statistics` is far quicker."""
-    row = bleu_statistics(NgramTable([words], [references]))[0].tolist()
-    return BleuCounts(row[:ORDERS], row[ORDERS : 2 * ORDERS], *row[2 * ORDERS :])
 
 
 def bleu_statistics(table: NgramTable) -> np.ndarray:
