@@ -1,15 +1,17 @@
 """Measure models on published test sets: `python -m eval NAME --data DIR --model M`."""
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from eval.benchmarks import BENCHMARKS, find
+from eval.benchmarks.captions import with_java_metrics
 from vlm.errors import VLMError
 
 USAGE = """\
@@ -28,7 +30,8 @@ class RunArgs:
     data: Path
     """Folder with the publisher's files."""
     model: str = "tiny"
-    """Bundled name, local folder or hub id."""
+    """Bundled name, local folder or hub id; hf:DIR_OR_HUB_ID for models of transformers, open_clip:ARCHITECTURE/TAG and
+    timm:MODEL for encoders, inception:FILE for FID."""
     split: str | None = None
     """Part of the benchmark; each has its own default."""
     limit: int | None = None
@@ -41,6 +44,8 @@ class RunArgs:
     """Score the other items where photos are missing or damaged."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, mps."""
+    java_metrics: tuple[Literal["METEOR", "SPICE"], ...] = ()
+    """Of captions: METEOR, SPICE or both, which run in Java. A finished run is scored again, not predicted again."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +95,14 @@ def run(argv: Sequence[str]) -> int:
     args = tyro.cli(RunArgs, args=argv, prog="python -m eval BENCHMARK", description=__doc__)
     benchmark = find(args.benchmark)
     split = args.split or benchmark.splits[0]
+    if args.java_metrics:
+        benchmark = with_java_metrics(benchmark, args.java_metrics)
     from eval.report import summary
     from eval.run import Options, evaluate
 
     data = args.data.expanduser()
-    label = [benchmark.name, data.resolve().name, split, Path(args.model).name]
+    model = Path(args.model).name if Path(args.model).is_dir() else re.sub(r"[^\w.-]+", "-", args.model)
+    label = [benchmark.name, data.resolve().name, split, model]
     options = Options(
         benchmark,
         data,

@@ -59,7 +59,8 @@ def rows_of(results: Sequence[dict[str, Any]], items: Sequence[list[Record]]) ->
     from eval.metrics.bootstrap import paired_bootstrap
 
     benchmark, rows = find(results[0]["benchmark"]), []
-    for name in results[0]["figures"]:
+    common = [name for name in results[0]["figures"] if all(name in run["figures"] for run in results)]
+    for name in common:  # only some runs may have METEOR, SPICE or RefCLIPScore
         row: dict[str, Any] = {"name": name, "figures": [run["figures"][name] for run in results], "tests": []}
         metric = benchmark.of_sums.get(name)
         if metric or name in items[0][0]["scores"]:

@@ -5,6 +5,7 @@ in a batch as the same object as often as it is asked about, so that an adapter 
 """
 
 import base64
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -14,6 +15,8 @@ from vlm.errors import ArgumentError, ModelError
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+
+    from vlm.encoders import Encoders
 
 TEMPLATES = ("a photo of a {}.",)  # of zero-shot classification by embeddings
 
@@ -84,6 +87,13 @@ class Embedder(Protocol):
         ...
 
 
+@runtime_checkable
+class Featurizer(Protocol):
+    def features(self, images: Sequence[Any]) -> "Tensor | np.ndarray":
+        """`float32[batch, dim]`, of any length: what a classifier on top is given."""
+        ...
+
+
 # task: what it is called in an error, and the protocols of which any one will do
 TASKS: dict[str, tuple[str, tuple[type, ...]]] = {
     "caption": ("caption photos", (Captioner,)),
@@ -92,6 +102,7 @@ TASKS: dict[str, tuple[str, tuple[type, ...]]] = {
     "entail": ("judge sentences about photos", (Entailer,)),
     "classify": ("name a photo's class", (Classifier, Embedder)),
     "embed": ("embed photos and sentences", (Embedder,)),
+    "featurize": ("give features of photos", (Featurizer, Embedder)),
 }
 
 Predict = Callable[[Sequence[Item], Sequence[Any]], list[Any]]  # items and their prepared photos to JSON values
@@ -110,9 +121,7 @@ class VLMModel:
         self.prepare = self.model.prepare
 
     def settings(self, task: str) -> dict[str, Any]:
-        from vlm import prompt
-
-        return {"prompt": prompt.CAPTION, **prompt.CAPTION_OPTIONS} if task == "caption" else {}
+        return dict(self.model.caption_settings) if task == "caption" else {}
 
     def caption(self, images: Sequence["Tensor"]) -> list[str]:
         import torch
@@ -120,12 +129,60 @@ class VLMModel:
         patches = self.model.encode_images(torch.stack(list(images)))
         return [captions[0].text for captions in self.model.caption_patches(patches)]
 
+    def features(self, images: Sequence["Tensor"]) -> "Tensor":
+        import torch
+
+        return self.model.module.tower.pool(self.model.encode_images(torch.stack(list(images))))
+
+
+class ImageEncoder:
+    """Encoders of `vlm.load_encoders` that read photos only."""
+
+    def __init__(self, encoders: "Encoders"):
+        self.encoders, self.name = encoders, encoders.name
+        digest = hashlib.sha256()
+        for name, tensor in sorted(encoders.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().float().cpu().numpy().tobytes())
+        self.weights = digest.hexdigest()
+
+    def prepare(self, image: Any) -> "Tensor":
+        from vlm.image import load_image
+
+        return self.encoders.image_transform(load_image(image))
+
+    def settings(self, task: str) -> dict[str, Any]:
+        return {"transform": " ".join(str(self.encoders.image_transform).split())}
+
+    def features(self, images: Sequence["Tensor"]) -> "Tensor":
+        import torch
+
+        with torch.inference_mode():
+            return self.encoders.image_vectors(self.encoders.pixels(torch.stack(list(images))))
+
+
+class EncoderPair(ImageEncoder):
+    """Encoders of `vlm.load_encoders` that read photos and sentences."""
+
+    def encode_image(self, images: Sequence["Tensor"]) -> "Tensor":
+        import torch
+
+        with torch.inference_mode():
+            return self.encoders.encode_image(torch.stack(list(images)))
+
+    def encode_text(self, texts: Sequence[str]) -> "Tensor":
+        import torch
+
+        with torch.inference_mode():
+            return self.encoders.encode_text(list(texts))
+
 
 def load(name: str, task: str, device: str) -> EvalModel:
     """Load a model for a task.
 
     Args:
-        name: what `vlm.load` takes, with or without `vlm:` before it.
+        name: what `vlm.load` takes, with or without `vlm:` before it; `open_clip:` and `timm:` names of
+            `vlm.load_encoders`; `hf:` names of `eval.peers.load`; `inception:FILE` of `eval.inception`.
         task: a key of `TASKS`.
         device: where it runs.
 
@@ -133,7 +190,21 @@ def load(name: str, task: str, device: str) -> EvalModel:
         ArgumentError: the model cannot do the task.
         ModelError: there is no such model.
     """
-    model = VLMModel(name.removeprefix("vlm:"), device)
+    if name.startswith("hf:"):
+        from eval import peers
+
+        model = peers.load(name, device)
+    elif name.startswith("inception:"):
+        from eval.inception import Inception
+
+        model = Inception(name.removeprefix("inception:"), device)
+    elif name.startswith(("open_clip:", "timm:")):
+        import vlm
+
+        encoders = vlm.load_encoders(name, device=device)
+        model = ImageEncoder(encoders) if encoders.logit_scale is None else EncoderPair(encoders)
+    else:
+        model = VLMModel(name.removeprefix("vlm:"), device)
     check(model, task)
     return model
 
@@ -169,7 +240,14 @@ def predictor(model: Any, task: str, items: Sequence[Item]) -> Predict:
         )
     if task == "classify":
         return _classifier(model, items[0].choices)
+    if task == "featurize":
+        return lambda batch, images: [pack(row) for row in image_features(model, images)]
     return lambda batch, images: _embed(model, batch, images)
+
+
+def image_features(model: Any, images: Sequence[Any]) -> "np.ndarray":
+    """Features of prepared photos, `float32[batch, dim]`: its own, or else the embeddings of a pair."""
+    return _array(model.features(images) if isinstance(model, Featurizer) else model.encode_image(images))
 
 
 def _classifier(model: Any, labels: Sequence[str]) -> Predict:

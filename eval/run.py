@@ -110,14 +110,17 @@ def evaluate(
     if not items:
         raise DataError(f"none of the {len(unusable)} photos can be used; check --data {str(options.data)!r}")
     values = [predictions[item.id] for item in items]
+    digest = _digest(items)
     scores = benchmark.score(items, values)
+    pairs = [(item, value) for item, value in zip(items, values, strict=True) if item.scored]
+    items, values = [item for item, _ in pairs], scores.predictions or [value for _, value in pairs]
     results = {
         "benchmark": benchmark.name,
         "task": benchmark.task,
         "data": options.data.resolve().name,
         "split": options.split,
         "n": len(items),
-        "of": len(every),
+        "of": sum(item.scored for item in every),
         "missing": len(unusable),
         "figures": _figures(benchmark, scores),
         "groups": _groups(items, scores),
@@ -125,9 +128,10 @@ def evaluate(
         "weights_sha256": model.weights,
         "prompt": settings.pop("prompt", None),
         "settings": settings
+        | scores.settings
         | {name: getattr(options, name) for name in ("limit", "batch_size", "device")}
         | {"processes": processes.count},
-        "items_sha256": _digest(items),
+        "items_sha256": digest,
         "seconds": round(seconds, 2),
         "predicted_in_these_seconds": len(rest),
         "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -227,7 +231,7 @@ def _digest(items: Sequence[Item]) -> str:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for package in ("vlm-foundation", "torch", "timm", "tokenizers", "numpy", "pillow"):
+    for package in ("vlm-foundation", "torch", "timm", "tokenizers", "numpy", "pillow", "scikit-learn", "transformers"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that is not installed

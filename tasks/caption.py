@@ -21,11 +21,13 @@ class Args:
     image: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
     """Photo, folder of photos, or pattern such as "trip/*.jpg"; give it as often as you like."""
     model: str = "tiny"
-    """Bundled name, local folder or hub id."""
-    num_beams: int = 5
-    """Beam width; 1 is greedy search."""
-    max_length: int = 20
-    """Longest caption, in tokens (most words are one token)."""
+    """Bundled name, local folder or hub id; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME for a checkpoint of OFA."""
+    tokenizer: str | None = None
+    """Folder or hub id of an OFA checkpoint's vocabulary, where it does not lie beside the checkpoint."""
+    num_beams: int | None = None
+    """Beam width; 1 is greedy search. Without it, the model's own (5)."""
+    max_length: int | None = None
+    """Longest caption, in tokens (most words are one token). Without it, the model's own (tiny: 20, OFA: 16)."""
     num_captions: int = 1
     """Captions a photo, the best first."""
     sample: bool = False
@@ -67,13 +69,15 @@ def run(args: Args) -> int:
 
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged metadata of photos that open all the same
     paths = expand_paths(args.image)
-    options: dict = {"max_tokens": args.max_length, "temperature": args.temperature}
+    options: dict = {"temperature": args.temperature}
+    if args.max_length is not None:
+        options["max_tokens"] = args.max_length
     if args.sample:
         options |= {"sample": True, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-    else:
-        options |= {"beams": args.num_beams}
+    elif args.num_beams is not None:
+        options["beams"] = args.num_beams
     with no_collections():
-        model = vlm.load(args.model, device=args.device)
+        model = vlm.load(args.model, device=args.device, tokenizer=args.tokenizer)
     found = model.caption_each(
         paths,
         num_captions=args.num_captions,

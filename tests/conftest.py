@@ -1,5 +1,6 @@
 """What several test modules share: the nano model of the golden files made by the original OFA code."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,3 +54,28 @@ def nano() -> "Callable[..., VisionLanguageModel]":
         return model
 
     return load
+
+
+@pytest.fixture(scope="session")
+def small_clip(tmp_path_factory) -> Path:
+    """A folder with the weights of a small random CLIP, `small.pt`, and of a timm model, `vit.pt`.
+
+    From now on open_clip knows the architecture `small`.
+    """
+    import open_clip
+    import timm
+    import torch
+
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": 32, "layers": 2, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    }
+    path = tmp_path_factory.mktemp("open_clip")
+    (path / "small.json").write_text(json.dumps(config))
+    open_clip.add_model_config(path / "small.json")
+    torch.manual_seed(0)
+    torch.save(open_clip.create_model("small").state_dict(), path / "small.pt")
+    torch.manual_seed(0)
+    torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), path / "vit.pt")
+    return path

@@ -94,6 +94,27 @@ def test_a_folder_holds_three_files_and_their_description(saved):
     assert (saved / "model.safetensors").stat().st_mode == (saved / "config.json").stat().st_mode
 
 
+def test_what_captions_are_asked_travels_with_the_weights(tmp_path):
+    caption = {"prompt": "图片描述了什么内容?", "max_tokens": 16, "allowed": None}
+    hub.save_model(tmp_path / "a", build(), TOKENIZER, TRANSFORM, caption, torch.float32)
+    assert hub.caption_settings(tmp_path / "a") == caption
+    assert {tensor.dtype for tensor in load_file(tmp_path / "a" / "model.safetensors").values()} == {torch.float32}
+    model = hub.load_model(tmp_path / "a")[0]
+    expected = build().state_dict()
+    assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+
+
+def test_most_models_ask_as_ever(saved):
+    assert hub.caption_settings(saved) == {}
+
+
+@pytest.mark.parametrize("value", [[1], "what is it?", {"prompt": 3}])
+def test_damaged_caption_settings(folder, value):
+    edit(folder, lambda config: config.update(caption=value))
+    with pytest.raises(ModelError, match=r"config\.json': caption=.* is no object with a prompt and options"):
+        hub.caption_settings(folder)
+
+
 def test_saving_again_replaces_the_files(folder):
     other = build()
     with torch.no_grad():
@@ -149,8 +170,11 @@ NAME = "backbone.encoder.patch_proj.weight"
     [
         (lambda t: t.pop(NAME), f"lacks the tensor {NAME}"),
         (lambda t: t.update({"more": torch.zeros(1)}), "holds more, which this model does not have"),
-        (lambda t: t.update({NAME: torch.zeros(32, 255)}), f"{NAME} has shape (32, 255), config.json says (32, 256)"),
-        (lambda t: t.update({NAME: t[NAME][0]}), f"{NAME} has shape (256,), config.json says (32, 256)"),
+        (
+            lambda t: t.update({NAME: torch.zeros(32, 255)}),
+            f"{NAME} has shape (32, 255), its config says (32, 256)",
+        ),
+        (lambda t: t.update({NAME: t[NAME][0]}), f"{NAME} has shape (256,), its config says (32, 256)"),
         (lambda t: t.clear(), "lacks the tensor"),
     ],
 )
@@ -274,16 +298,20 @@ def test_unknown_names(name):
     assert f"no model {name!r}; bundled:" in unresolved(name)
 
 
+def test_a_foreign_checkpoint_must_be_converted_first():
+    assert "'ofa:a/b' is in a foreign format; write it as ours: python -m tasks.convert" in unresolved("ofa:a/b")
+
+
 def test_a_hub_id_is_fetched(saved, monkeypatch):
     asked = []
 
-    def fetch(name, allow_patterns):
+    def fetch(name, allow_patterns, ignore_patterns):
         asked.append((name, allow_patterns))
         return str(saved)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert hub.resolve("owner/name") == saved
-    assert asked == [("owner/name", list(hub.FILES))]  # nothing but what is read
+    assert asked == [("owner/name", [*hub.FILES, *hub.PAIR_FILES])]  # nothing but what is read
 
 
 @pytest.mark.parametrize(

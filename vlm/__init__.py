@@ -4,10 +4,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlm.encoders import Encoders as Encoders
+    from vlm.encoders import load_encoders as load_encoders
     from vlm.model import Model as Model
     from vlm.model import load as load
 
-_PUBLIC = {"load": "vlm.model", "Model": "vlm.model"}
+_PUBLIC = {
+    "load": "vlm.model",
+    "Model": "vlm.model",
+    "load_encoders": "vlm.encoders",
+    "Encoders": "vlm.encoders",
+}
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 
 

@@ -3,16 +3,19 @@
 import hashlib
 import json
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import tokenizers
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from vlm.errors import ModelError
 from vlm.image import ImageTransform
+from vlm.models.encoders import ContrastivePair, PairConfig
 from vlm.models.layers import Seq2SeqConfig
 from vlm.models.towers import TimmTower, TowerConfig, build_tower
 from vlm.models.vision_language import VisionLanguageModel
@@ -21,26 +24,34 @@ from vlm.tokenizer import Tokenizer
 FORMAT = 1
 BUNDLED = Path(__file__).parent / "weights"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
+PAIR_FILES = ("pair.json", "pair_tokenizer.json", "pair.safetensors")
 
 
-def save_model(folder: Path, model: VisionLanguageModel, tokenizer: Tokenizer, image: ImageTransform) -> None:
-    """Write a model's folder; floating tensors are stored as float16.
+def save_model(
+    folder: Path,
+    model: VisionLanguageModel,
+    tokenizer: Tokenizer,
+    image: ImageTransform,
+    caption: Mapping[str, Any] | None = None,
+    dtype: torch.dtype = torch.float16,
+) -> None:
+    """Write a model's folder.
 
     Args:
         folder: made where it is missing.
         model: any device.
         tokenizer: what the backbone's ids mean.
         image: how photos are prepared; it travels with the weights.
+        caption: how captions are asked for and searched, where it differs from `vlm.prompt`.
+        dtype: of the floating tensors in the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
-        name: (tensor.half() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        name: (tensor.to(dtype) if tensor.is_floating_point() else tensor).cpu().contiguous()
         for name, tensor in model.state_dict().items()
         if not name.endswith("num_batches_tracked")
     }
-    partial = folder / "model.safetensors.partial"
-    partial.write_bytes(save(tensors, {"format": "pt"}))  # save_file would make it unreadable for other users
-    os.replace(partial, folder / "model.safetensors")
+    _write(folder / "model.safetensors", save(tensors, {"format": "pt"}))
     tokenizer.save(folder / "tokenizer.json")
     config = {
         "format": FORMAT,
@@ -53,9 +64,9 @@ def save_model(folder: Path, model: VisionLanguageModel, tokenizer: Tokenizer, i
             "sha256": sha256(folder / "tokenizer.json"),
         },
     }
-    partial = folder / "config.json.partial"
-    partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, folder / "config.json")
+    if caption:
+        config["caption"] = dict(caption)
+    _write(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
 def load_model(folder: Path) -> tuple[VisionLanguageModel, Tokenizer, ImageTransform]:
@@ -88,6 +99,63 @@ def load_model(folder: Path) -> tuple[VisionLanguageModel, Tokenizer, ImageTrans
     return model.eval(), tokenizer, image
 
 
+def save_pair(folder: Path, pair: ContrastivePair, tokenizer: tokenizers.Tokenizer) -> None:
+    """Write a contrastive pair beside the model whose tower it reads; floating tensors are stored as float16."""
+    tensors = {name: tensor.half().cpu().contiguous() for name, tensor in pair.state_dict().items()}
+    _write(folder / "pair.safetensors", save(tensors, {"format": "pt"}))
+    text = tokenizer.to_str().encode()
+    _write(folder / "pair_tokenizer.json", text)
+    config = {"format": FORMAT, "pair": asdict(pair.config), "tokenizer_sha256": hashlib.sha256(text).hexdigest()}
+    _write(folder / "pair.json", (json.dumps(config, indent=2) + "\n").encode())
+
+
+def load_pair(folder: Path) -> tuple[ContrastivePair, tokenizers.Tokenizer]:
+    """Read the pair of a model's folder: in float32 and evaluation mode, and the tokenizer of its text tower.
+
+    Raises:
+        ModelError: the folder holds none, or its files are damaged or of another pair.
+    """
+    missing = [name for name in PAIR_FILES if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            f"{str(folder)!r} has no text encoder ({', '.join(missing)} missing); choose a model that has one"
+        )
+    config = _read_config(folder / "pair.json")
+    try:
+        digest, sizes = config["tokenizer_sha256"], PairConfig(**config["pair"])
+        with torch.device("meta"):
+            pair = ContrastivePair(sizes)
+    except (KeyError, TypeError, ValueError, ArithmeticError, RuntimeError, AssertionError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else f"does not describe a pair: {error}"
+        raise ModelError(f"{str(folder / 'pair.json')!r} {reason}".splitlines()[0]) from None
+    file = folder / "pair_tokenizer.json"
+    if sha256(file) != digest:
+        raise ModelError(f"{str(file)!r} is not the tokenizer that these weights were trained with; copy theirs")
+    _fill(pair, folder / "pair.safetensors")
+    return pair.eval(), tokenizers.Tokenizer.from_file(str(file))
+
+
+def _write(file: Path, data: bytes) -> None:
+    """Replace a file at once; safetensors' own save_file would make it unreadable for other users."""
+    partial = file.with_name(file.name + ".partial")
+    partial.write_bytes(data)
+    os.replace(partial, file)
+
+
+def caption_settings(folder: Path) -> dict[str, Any]:
+    """How a model's captions are asked for and searched, where it differs from `vlm.prompt`: `prompt`, and options.
+
+    Raises:
+        ModelError: `config.json` is damaged.
+    """
+    settings = _read_config(folder / "config.json").get("caption", {})
+    if not isinstance(settings, dict) or not isinstance(settings.get("prompt", ""), str):
+        raise ModelError(
+            f"{str(folder / 'config.json')!r}: caption={settings!r} is no object with a prompt and options"
+        )
+    return settings
+
+
 def _read_config(file: Path) -> dict[str, Any]:
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
@@ -99,7 +167,7 @@ def _read_config(file: Path) -> dict[str, Any]:
     return config
 
 
-def _fill(model: VisionLanguageModel, file: Path) -> None:
+def _fill(model: torch.nn.Module, file: Path) -> None:
     """Give a model without memory (on the meta device) the tensors of a file."""
     try:
         tensors = load_file(file)
@@ -115,7 +183,7 @@ def _fill(model: VisionLanguageModel, file: Path) -> None:
             raise ModelError(f"{str(file)!r} lacks the tensor {name}")
         if tensor.shape != expected.shape:
             raise ModelError(
-                f"{str(file)!r}: {name} has shape {tuple(tensor.shape)}, config.json says {tuple(expected.shape)}"
+                f"{str(file)!r}: {name} has shape {tuple(tensor.shape)}, its config says {tuple(expected.shape)}"
             )
         state[name] = tensor.to(expected.dtype)
     if tensors:
@@ -136,17 +204,36 @@ def resolve(name: str) -> Path:
     """
     if name in bundled():
         return BUNDLED / name
+    if name.startswith("ofa:"):
+        raise ModelError(
+            f"{name!r} is in a foreign format; write it as ours: python -m tasks.convert CHECKPOINT FOLDER"
+        )
     path = Path(os.path.expanduser(name))  # unlike Path's, it leaves a user that does not exist alone
     if path.is_dir():
         return path
     if path.exists():
         raise ModelError(f"{name!r} is a file; give the folder that holds {', '.join(FILES)}")
-    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if not is_hub_id(name):
         raise ModelError(f"no model {name!r}; bundled: {', '.join(bundled())}; or give a folder or a hub id OWNER/NAME")
+    return fetch(name, [*FILES, *PAIR_FILES])
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name can be OWNER/NAME on the Hugging Face hub, rather than a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def fetch(name: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Path:
+    """The files of a hub repository that match `patterns`, in the hub's own cache.
+
+    Raises:
+        ModelError: the hub has no such repository, or cannot be reached.
+    """
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(FILES)))
+        folder = huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignore))
+        return Path(folder)
     except Exception as error:  # versions differ in the HTTP library whose errors come through
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"{name!r} is no local folder and could not be fetched from the hub: {reason}") from None

@@ -1,8 +1,10 @@
 """The object that `vlm.load` returns: photos in, sentences out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,10 +42,21 @@ class Model:
         tokenizer: text to ids.
         transform: a photo to what the tower reads.
         name: what it was loaded by.
+        caption_settings: the instruction for captions (`prompt`), and the fields of `GenerationConfig` they are
+            searched with.
     """
 
-    def __init__(self, module: VisionLanguageModel, tokenizer: Tokenizer, transform: ImageTransform, name: str = ""):
+    def __init__(
+        self,
+        module: VisionLanguageModel,
+        tokenizer: Tokenizer,
+        transform: ImageTransform,
+        name: str = "",
+        caption_settings: Mapping[str, Any] | None = None,
+    ):
         self.module, self.tokenizer, self.transform, self.name = module, tokenizer, transform, name
+        standard = {"prompt": prompt.CAPTION, **prompt.CAPTION_OPTIONS, "allowed": tokenizer.text_range}
+        self.caption_settings: dict[str, Any] = {**standard, **(caption_settings or {})}
 
     @property
     def device(self) -> torch.device:
@@ -92,13 +105,14 @@ class Model:
             patches: from `encode_images`.
             num_captions: sentences a photo, the best first.
             seed: of the random numbers, where `sample` is set.
-            options: fields of `GenerationConfig` that shall differ from `prompt.CAPTION_OPTIONS`.
+            options: fields of `GenerationConfig` that shall differ from `caption_settings`.
 
         Raises:
             ArgumentError: options that exclude each other.
         """
-        config = caption_config(num_captions, self.tokenizer, **options)
-        ids = torch.tensor([BOS, *self.tokenizer.encode(prompt.CAPTION), EOS], device=self.device)
+        settings = dict(self.caption_settings)
+        ids = torch.tensor([BOS, *self.tokenizer.encode(settings.pop("prompt")), EOS], device=self.device)
+        config = caption_config(num_captions, settings, **options)
         encoded = self.module.backbone.encode(ids.expand(len(patches), -1), patches)
         generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
         found = generate(self.module.backbone, encoded, config, generator=generator)
@@ -170,13 +184,13 @@ class Model:
         return self.captions([image], **options)[0][0].text
 
 
-def caption_config(num_captions: int, tokenizer: Tokenizer, **options) -> GenerationConfig:
-    """How captions are searched: `prompt.CAPTION_OPTIONS`, changed by `options`.
+def caption_config(num_captions: int, settings: Mapping[str, Any], **options) -> GenerationConfig:
+    """How captions are searched: a model's `settings`, changed by `options`.
 
     Raises:
         ArgumentError: an unknown option, or more captions than beams.
     """
-    settings = {**prompt.CAPTION_OPTIONS, "allowed": tokenizer.text_range, **options}
+    settings = {**settings, **options}
     if settings.get("sample") and "beams" not in options:
         settings["beams"] = num_captions  # each is a draw of its own
     try:
@@ -190,15 +204,25 @@ def caption_config(num_captions: int, tokenizer: Tokenizer, **options) -> Genera
     return config
 
 
-def load(name: str = "tiny", *, device: str | torch.device = "cpu") -> Model:
+def load(name: str = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | Path | None = None) -> Model:
     """Load a model.
 
     Args:
-        name: a bundled name (`tiny`), a local folder, or an id of the Hugging Face hub.
+        name: a bundled name (`tiny`), a local folder, or an id of the Hugging Face hub. With `ofa:` in front, a
+            checkpoint of OFA: fairseq's `.pt` file, a folder of its port to transformers, or a hub id of that.
         device: where it runs.
+        tokenizer: of an OFA checkpoint, the folder or hub id of its vocabulary; None: it lies beside the checkpoint.
 
     Raises:
         ModelError: there is no such model, or its files cannot be used.
-        ArgumentError: the device cannot be used.
+        ArgumentError: the device cannot be used, or `tokenizer` is given for a model that has its own.
     """
-    return Model(*hub.load_model(hub.resolve(name)), name=name).to(device)
+    if name.startswith("ofa:"):
+        from vlm.convert.ofa import caption_settings, load_ofa
+
+        module, words, transform = load_ofa(name.removeprefix("ofa:"), tokenizer=tokenizer)
+        return Model(module, words, transform, name, caption_settings(words)).to(device)
+    if tokenizer is not None:
+        raise ArgumentError(f"tokenizer={str(tokenizer)!r} is for names that begin with ofa:; {name!r} has its own")
+    folder = hub.resolve(name)
+    return Model(*hub.load_model(folder), name, hub.caption_settings(folder)).to(device)

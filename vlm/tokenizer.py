@@ -25,7 +25,7 @@ class Tokenizer:
     """Text to ids and back.
 
     Attributes:
-        bpe: the byte-level BPE, which emits final ids.
+        bpe: the byte-level BPE, which emits final ids (of OFA's Chinese models, BERT's WordPiece).
         num_text: pieces of text, with ids from 4 to `num_text + 3`.
         num_codes: image-code tokens.
         num_bins: location tokens; a coordinate in [0, 1] is one of that many steps.

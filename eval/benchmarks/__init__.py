@@ -2,13 +2,13 @@
 
 from difflib import get_close_matches
 
-from eval.benchmarks import captions, entailment, folders, grounding, retrieval, vqa
+from eval.benchmarks import captions, entailment, folders, grounding, linear_probe, retrieval, text_to_image, vqa
 from eval.benchmarks.base import Benchmark
 from vlm.errors import ArgumentError
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
-    for module in (captions, retrieval, vqa, grounding, entailment, folders)
+    for module in (captions, retrieval, vqa, grounding, entailment, folders, linear_probe, text_to_image)
     for benchmark in module.BENCHMARKS
 }
 

@@ -29,6 +29,8 @@ class Item:
         size: for grounding, width and height of the photo that `box` belongs to.
         choices: for classification, the names of all classes; one tuple shared by all items.
         groups: parts of the benchmark whose figure is told apart, such as `{"domain": "out-domain"}`.
+        scored: False where it only serves to score others: a photo that a probe learns from, or a real one that
+            generated ones are held against.
     """
 
     id: int | str
@@ -40,23 +42,30 @@ class Item:
     size: tuple[int, int] = (0, 0)
     choices: tuple[str, ...] = field(default=(), repr=False)
     groups: Mapping[str, str] = field(default_factory=dict)
+    scored: bool = True
 
 
 @dataclass(frozen=True)
 class Scores:
     """What a set of predictions is worth, in points of a hundred.
 
+    Lists have one entry for each item that is scored, in order.
+
     Attributes:
         figures: of the whole set, the leading one first; empty where the references are private.
-        items: one value an item, in order, for each figure that is the mean of such values.
+        items: one value an item, for each figure that is the mean of such values.
         shown: each prediction as a person reads it.
         sums: what each item adds to the sums from which the other figures follow, see `Benchmark.of_sums`.
+        predictions: what was scored, where that is not what the model said but follows from it: classes of a probe.
+        settings: what the figures depend on besides the predictions, as JSON: the probe's regularisation.
     """
 
     figures: dict[str, float]
     items: dict[str, list[float]]
     shown: list[str]
     sums: list[list[float]] = field(default_factory=list)
+    predictions: "Predictions | None" = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
 
 Predictions = Sequence[Any]  # JSON values: a string, a box, a class number, embeddings
@@ -74,8 +83,8 @@ class Benchmark:
         splits: the first one is the default.
         metrics: names of the figures, the leading one first; the first two stand in the table of results.
         read: (folder, split) to items; raises DataError.
-        score: items and their predictions to scores.
-        submission: items and their predictions to what the publisher's server takes, as JSON.
+        score: all items and their predictions to scores of those items that are scored.
+        submission: these and their predictions to what the publisher's server takes, as JSON.
         of_sums: figures that are no means over items, from sums over them: `float64[draws, sums]` to `float64[draws]`.
         running: items to a function that scores one prediction in points of a hundred, for the progress bar.
     """

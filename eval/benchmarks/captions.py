@@ -1,16 +1,19 @@
 """Captioning: COCO with its official and Karpathy's splits, nocaps, and a plain `captions.json` beside a folder."""
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from eval.benchmarks.base import Benchmark, Item, Predictions, Scores, find_file, inside, layout, read_json
+from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
     import numpy as np
 
+BLEU_SUMS = 10  # columns of `bleu_statistics`
 METRICS = ("CIDEr", "BLEU-4", "ROUGE-L", "BLEU-1", "BLEU-2", "BLEU-3")
 KARPATHY = "caption_datasets.zip of cs.stanford.edu/people/karpathy/deepimagesent"
 
@@ -101,21 +104,55 @@ def read_flickr8k(folder: Path, split: str) -> list[Item]:
     return [Item(name, inside(folder / "Flicker8k_Dataset", name), tuple(captions[name])) for name in names]
 
 
-def score(items: Sequence[Item], predictions: Predictions) -> Scores:
-    """The official figures, with the document frequencies of these items' references."""
+def score(items: Sequence[Item], predictions: Predictions, java_metrics: Collection[str] = ()) -> Scores:
+    """The official figures, with the document frequencies of these items' references.
+
+    Sums are those of BLEU, ten, and then those of METEOR where it is asked for.
+    """
+    import numpy as np
+
     from eval.metrics.captions import caption_scores
 
-    found = caption_scores(dict(enumerate(predictions)), {number: item.references for number, item in enumerate(items)})
-    figures = {name: 100 * found.corpus[name] for name in METRICS}
-    values = {name: [100 * float(value) for value in found.per_image[name]] for name in ("CIDEr", "ROUGE-L")}
-    return Scores(figures, values, list(predictions), found.bleu_statistics.tolist())
+    found = caption_scores(
+        dict(enumerate(predictions)), {number: item.references for number, item in enumerate(items)}, java_metrics
+    )
+    figures = {name: 100 * found.corpus[name] for name in (*METRICS, *java_metrics)}
+    kept = [name for name in ("CIDEr", "ROUGE-L", "SPICE") if name in figures]  # METEOR is no mean over images
+    values = {name: [100 * float(value) for value in found.per_image[name]] for name in kept}
+    sums = found.bleu_statistics
+    if "METEOR" in java_metrics:
+        sums = np.hstack([sums, found.meteor_statistics])
+    return Scores(figures, values, list(predictions), sums.tolist())
+
+
+def with_java_metrics(benchmark: Benchmark, names: Collection[str]) -> Benchmark:
+    """The benchmark with METEOR, SPICE or both among its figures.
+
+    Raises:
+        ArgumentError: it is not about captions, or Java or the metric's files are missing.
+    """
+    from eval.metrics.captions import require_java
+
+    if benchmark.task != "caption":
+        able = ", ".join(known.name for known in BENCHMARKS)
+        raise ArgumentError(f"{benchmark.name} has no {' or '.join(names)}; --java-metrics is for {able}")
+    for name in names:
+        require_java(name)
+    return replace(benchmark, metrics=(*benchmark.metrics, *names), score=partial(score, java_metrics=tuple(names)))
 
 
 def bleu_of_sums(order: int, sums: "np.ndarray") -> "np.ndarray":
-    """BLEU up to an order, in points of a hundred, from sums of `score`: `[draws, 10]` to `float64[draws]`."""
+    """BLEU up to an order, in points of a hundred, from sums of `score`: `[draws, sums]` to `float64[draws]`."""
     from eval.metrics.bleu import bleu_of
 
-    return 100 * bleu_of(sums)[:, order - 1]
+    return 100 * bleu_of(sums[:, :BLEU_SUMS])[:, order - 1]
+
+
+def meteor_of_sums(sums: "np.ndarray") -> "np.ndarray":
+    """METEOR, in points of a hundred, likewise."""
+    from eval.metrics.meteor import meteor_of
+
+    return 100 * meteor_of(sums[:, BLEU_SUMS:])
 
 
 def running(items: Sequence[Item]) -> Callable[[Item, str], float]:
@@ -133,7 +170,7 @@ def submission(items: Sequence[Item], predictions: Predictions) -> list[dict[str
     return [{"image_id": item.id, "caption": text} for item, text in zip(items, predictions, strict=True)]
 
 
-OF_SUMS = {f"BLEU-{order}": partial(bleu_of_sums, order) for order in range(1, 5)}
+OF_SUMS = {f"BLEU-{order}": partial(bleu_of_sums, order) for order in range(1, 5)} | {"METEOR": meteor_of_sums}
 
 BENCHMARKS = (
     Benchmark(

@@ -5,6 +5,7 @@ The figures are those of pycocoevalcap's `COCOEvalCap`, tokenizer included; `ptb
 """
 
 import shutil
+import subprocess
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,12 +16,14 @@ import numpy as np
 
 from eval.metrics.bleu import bleu_of, bleu_statistics
 from eval.metrics.cider import cider_d
+from eval.metrics.meteor import meteor_of, meteor_statistics
 from eval.metrics.ngrams import NgramTable
 from eval.metrics.ptb import tokenize
 from eval.metrics.rouge import rouge_l
 from vlm.errors import ArgumentError, DataError
 
 JAVA_METRICS = ("METEOR", "SPICE")
+STANFORD = "spice/lib/stanford-corenlp-*-models.jar"  # in pycocoevalcap's folder, once downloaded
 
 
 @dataclass(frozen=True)
@@ -31,12 +34,14 @@ class CaptionScores:
         corpus: BLEU-1 to BLEU-4, ROUGE-L and CIDEr of the whole set, and the Java metrics asked for.
         per_image: the same of each image alone, `float64[images]`; CIDEr with the document frequencies of the set.
         bleu_statistics: `int64[images, 10]`, from which `bleu.bleu_of` makes the BLEU of any subset.
+        meteor_statistics: `float64[images, 23]` for `meteor.meteor_of`; without rows unless METEOR is asked for.
         ids: which image each entry of the arrays belongs to.
     """
 
     corpus: dict[str, float]
     per_image: dict[str, np.ndarray]
     bleu_statistics: np.ndarray
+    meteor_statistics: np.ndarray
     ids: tuple[Hashable, ...]
 
 
@@ -71,11 +76,18 @@ def caption_scores(
     per_image = {f"BLEU-{n + 1}": values for n, values in enumerate(bleu_of(statistics).T)}
     per_image["ROUGE-L"] = np.array([rouge_l(*pair) for pair in zip(words, targets, strict=True)])
     per_image["CIDEr"] = cider_d(table)
-    for name in java_metrics:
-        per_image[name], corpus[name] = _java_scores(name, words, targets)
     for name in ("ROUGE-L", "CIDEr"):
         corpus[name] = float(per_image[name].mean())
-    return CaptionScores(corpus, per_image, statistics, ids)
+    meteor = np.empty((0, 0))
+    for name in java_metrics:
+        require_java(name)
+        if name == "METEOR":
+            meteor = _meteor(words, targets)
+            per_image[name], corpus[name] = meteor_of(meteor), float(meteor_of(meteor.sum(axis=0)))
+        else:
+            per_image[name] = _spice(words, targets)
+            corpus[name] = float(per_image[name].mean())
+    return CaptionScores(corpus, per_image, statistics, meteor, ids)
 
 
 def _checked_ids(hypotheses: Mapping[Any, str], references: Mapping[Any, Sequence[str]]) -> tuple[Hashable, ...]:
@@ -97,10 +109,12 @@ def _split(tokens: Sequence[str]) -> list[str]:
     return " ".join(tokens).split()
 
 
-def _java_scores(
-    name: str, words: Sequence[Sequence[str]], targets: Sequence[Sequence[Sequence[str]]]
-) -> tuple[np.ndarray, float]:
-    """A metric of pycocoevalcap's that runs in Java: of each image, and of the set."""
+def require_java(name: str) -> None:
+    """Check that a metric of `JAVA_METRICS` can be computed.
+
+    Raises:
+        ArgumentError: it is none of them, or what it needs is not installed.
+    """
     if name not in JAVA_METRICS:
         raise ArgumentError(f"no metric {name!r} in Java; choose from {', '.join(JAVA_METRICS)}")
     package = find_spec("pycocoevalcap")
@@ -109,21 +123,39 @@ def _java_scores(
             "pycocoevalcap (pip install pycocoevalcap)" if package is None else "a `java` command (a Java runtime)"
         )
         raise ArgumentError(f"{name} needs {missing}, which is not installed; install it or leave {name} out")
-    hypotheses = {number: [" ".join(tokens)] for number, tokens in enumerate(words)}
-    references = {number: [" ".join(tokens) for tokens in image] for number, image in enumerate(targets)}
-    if name == "METEOR":
-        from pycocoevalcap.meteor.meteor import Meteor
-
-        meteor = Meteor()
-        score, scores = meteor.compute_score(references, hypotheses)
-        meteor.meteor_p.communicate()  # ends it and closes its pipes, which its own clean-up leaves open
-        return np.array(scores), float(score)
     assert package.submodule_search_locations is not None
-    if not list(Path(package.submodule_search_locations[0]).glob("spice/lib/stanford-corenlp-*-models.jar")):
+    if name == "SPICE" and not list(Path(package.submodule_search_locations[0]).glob(STANFORD)):
         raise ArgumentError(
-            "SPICE needs Stanford's models; run `python -m pycocoevalcap.spice.get_stanford_models` once"
+            "SPICE needs Stanford's models; download them once with "
+            "`python -m pycocoevalcap.spice.get_stanford_models`, or leave SPICE out"
         )
+
+
+def _meteor(words: Sequence[Sequence[str]], targets: Sequence[Sequence[Sequence[str]]]) -> np.ndarray:
+    """METEOR's statistics of each image."""
+    try:
+        return meteor_statistics(*_joined(words, targets))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"METEOR failed in Java ({error}); check `java -version`, or leave METEOR out") from None
+
+
+def _spice(words: Sequence[Sequence[str]], targets: Sequence[Sequence[Sequence[str]]]) -> np.ndarray:
+    """SPICE's F of each image."""
     from pycocoevalcap.spice.spice import Spice
 
-    score, parts = Spice().compute_score(references, hypotheses)
-    return np.array([part["All"]["f"] for part in parts]), float(score)
+    hypotheses, references = _joined(words, targets)
+    results = {number: [caption] for number, caption in enumerate(hypotheses)}
+    try:
+        _, parts = Spice().compute_score(dict(enumerate(references)), results)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise ArgumentError(
+            f"SPICE failed in Java ({str(error).splitlines()[0]}); it needs Java 8, 8 GB of memory and a package "
+            "folder to write to; or leave SPICE out"
+        ) from None
+    return np.array([part["All"]["f"] for part in parts])
+
+
+def _joined(
+    words: Sequence[Sequence[str]], targets: Sequence[Sequence[Sequence[str]]]
+) -> tuple[list[str], list[list[str]]]:
+    return [" ".join(tokens) for tokens in words], [[" ".join(tokens) for tokens in image] for image in targets]

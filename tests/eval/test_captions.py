@@ -8,6 +8,8 @@ import pytest
 
 from eval.__main__ import main
 from eval.benchmarks import find
+from eval.benchmarks.captions import with_java_metrics
+from eval.metrics import captions
 from eval.predict import Tally
 from eval.report import read
 from eval.run import Options, evaluate
@@ -70,7 +72,8 @@ def test_bleu_from_sums_equals_bleu(data, fake):
     }
     results = measure(data, fake(told))
     sums = np.array([item["sums"] for item in read(data.parent / "out")[1]], float)
-    for name, metric in find("captions_json").of_sums.items():
+    for name in ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"):
+        metric = find("captions_json").of_sums[name]
         assert metric(sums.sum(0, keepdims=True))[0] == pytest.approx(results["figures"][name]["value"], abs=1e-6), name
     assert results["figures"]["BLEU-4"]["low"] < results["figures"]["BLEU-4"]["value"]
 
@@ -142,3 +145,35 @@ def test_a_model_that_cannot_do_the_task_is_named_with_it(data, random_model, ca
         assert main([name, "--data", str(data), "--model", str(random_model), "--out", str(data.parent / name)]) == 2
         error = capsys.readouterr().err
         assert f"model {str(random_model)!r} cannot {task}" in error and error.count("\n") == 1
+
+
+# METEOR and SPICE
+
+
+def test_meteor_has_an_interval_of_its_own_and_leaves_bleu_alone(data, fake, monkeypatch):
+    plain = measure(data, fake(SENTENCES))
+    rows = np.zeros((3, 23))  # two captions that are their reference, of four content and two function words; one wrong
+    rows[:, :4] = [6, 6, 2, 2]
+    rows[:2, 4:8], rows[:2, 21:] = [4, 4, 2, 2], 6
+    monkeypatch.setattr(captions, "require_java", lambda name: None)
+    monkeypatch.setattr(captions, "meteor_statistics", lambda *sentences: rows)
+    benchmark = with_java_metrics(find("captions_json"), ["METEOR"])
+    chosen = Options(benchmark, data, "fake", data.parent / "out", "all")
+    results = evaluate(chosen, load=lambda name, task, device: fake(SENTENCES))
+    assert results is not None
+    assert values(results).pop("METEOR") == pytest.approx(100 * 2 / 3)  # precision and recall of 8 of 12, 4 of 6
+    assert (results["figures"]["METEOR"]["low"], results["figures"]["METEOR"]["high"]) == pytest.approx((0, 100))
+    for name, figure in plain["figures"].items():
+        assert results["figures"][name] == figure
+    assert results["predicted_in_these_seconds"] == 0  # scored again, not predicted again
+
+
+def test_java_metrics_fail_before_the_model_is_loaded(data, monkeypatch, capsys):
+    command = ["captions_json", "--data", str(data), "--model", "absent", "--java-metrics"]
+    monkeypatch.setattr(captions.shutil, "which", lambda name: None)
+    for names in (["METEOR"], ["METEOR", "SPICE"]):
+        assert main([*command, *names]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith("error: METEOR needs ") and error.count("\n") == 1
+    assert main(["gqa", "--data", str(data), "--java-metrics", "SPICE"]) == 2
+    assert capsys.readouterr().err.startswith("error: gqa has no SPICE; --java-metrics is for coco_caption, nocaps, ")

@@ -51,6 +51,34 @@ def data(tmp_path, put_photo) -> Path:
     return tmp_path / "data"
 
 
+def test_an_open_clip_pair_embeds_and_classifies_like_its_own_calls(data, small_clip):
+    import torch
+
+    import vlm
+
+    name = f"open_clip:small/{small_clip / 'small.pt'}"
+    encoders = vlm.load_encoders(name)
+    texts = [f"a photo of a {word}." for word in COLOURS]
+    photos = [data / word / f"{word}.jpg" for word in COLOURS]
+    with torch.no_grad():
+        expected = (encoders.encode_image(photos) @ encoders.encode_text(texts).T).argmax(1)
+    model = models.load(name, "classify", "cpu")
+    results = measure(model, "class_folders", data, "all")
+    assert results["weights_sha256"] == model.weights and len(model.weights) == 64
+    right = (expected == torch.arange(3)).float().mean().item()
+    assert results["figures"]["accuracy"]["value"] == pytest.approx(100 * right)
+    with torch.no_grad():
+        features = np.asarray(models.image_features(model, [model.prepare(photo) for photo in photos]))
+        np.testing.assert_allclose(features, encoders.image_vectors(encoders.pixels(photos)), atol=1e-6)
+
+
+def test_a_timm_model_gives_features_and_is_no_pair(small_clip):
+    name = f"timm:vit_tiny_patch16_224/{small_clip / 'vit.pt'}"
+    assert models.load(name, "featurize", "cpu").features
+    with pytest.raises(ArgumentError, match=r"cannot embed photos and sentences .* it can do: featurize"):
+        models.load(name, "embed", "cpu")
+
+
 def test_retrieval_by_a_pair(data):
     records = [{"file": f"{name}/{name}.jpg", "captions": [f"a {name}", "a rocket"]} for name in COLOURS]
     (data / "captions.json").write_text(json.dumps(records))

@@ -98,9 +98,35 @@ def test_java_metrics_say_what_they_lack(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(ArgumentError, match="METEOR needs a `java` command"):
         ask("METEOR")
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/java")
+    monkeypatch.setattr(captions, "STANFORD", "absent-*.jar")
+    with pytest.raises(ArgumentError, match=r"SPICE needs Stanford's models; download them once with .*get_stanford"):
+        ask("SPICE")
     monkeypatch.setattr(captions, "find_spec", lambda name: None)
     with pytest.raises(ArgumentError, match="METEOR needs pycocoevalcap"):
         ask("METEOR")
+
+
+def test_java_that_fails_is_one_line(monkeypatch):
+    def broken(*sentences):
+        raise ValueError("could not convert string to float: ''")
+
+    monkeypatch.setattr(captions, "require_java", lambda name: None)
+    monkeypatch.setattr(captions, "meteor_statistics", broken)
+    with pytest.raises(ArgumentError, match=r"METEOR failed in Java .*check `java -version`"):
+        caption_scores({1: "a"}, {1: ["a"]}, java_metrics=["METEOR"])
+
+
+def test_meteor_of_the_set_follows_from_its_statistics(monkeypatch):
+    """ "a dog runs" and "a cat", by the rows that Java prints of them."""
+    rows = np.zeros((2, 23))
+    rows[0, [0, 1, 2, 3, 4, 5, 6, 7, 20, 21, 22]] = [3, 4, 1, 1, 2, 2, 1, 1, 1, 3, 3]
+    rows[1, [0, 1, 2, 3, 4, 5, 6, 7, 20, 21, 22]] = [2, 2, 1, 1, 1, 1, 1, 1, 0, 2, 2]
+    monkeypatch.setattr(captions, "require_java", lambda name: None)
+    monkeypatch.setattr(captions, "meteor_statistics", lambda *sentences: rows)
+    scores = caption_scores({1: "A dog runs.", 2: "a cat"}, {1: ["a dog runs fast"], 2: ["a cat"]}, ["METEOR"])
+    assert scores.corpus["METEOR"] == pytest.approx(0.45877890920496)  # recorded from pycocoevalcap 1.2
+    assert scores.per_image["METEOR"][1] == pytest.approx(1)
 
 
 @pytest.mark.slow

@@ -1,0 +1,119 @@
+"""The contrastive pair of CLIP (Radford et al., 2021, arXiv:2103.00020): photos and sentences as vectors of one space.
+
+The image side is the backbone's own tower with a pooling head on its patches; the text side is a BERT encoder
+(Devlin et al., 2019, arXiv:1810.04805) whose words are averaged, so that MiniLM's sentence weights fit.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from timm.layers import AttentionPoolLatent
+from torch import Tensor, nn
+
+PAD = 0  # BERT's padding id
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """Sizes of a BERT encoder; the defaults are those of all-MiniLM-L6-v2."""
+
+    vocab_size: int = 30522
+    dim: int = 384
+    layers: int = 6
+    heads: int = 12
+    ffn_dim: int = 1536
+    max_positions: int = 512
+
+    def __post_init__(self):
+        if self.dim % self.heads:
+            raise ValueError(f"TextConfig: dim={self.dim} is not a multiple of heads={self.heads}; change one of them")
+
+
+@dataclass(frozen=True)
+class PairConfig:
+    """Sizes of the pair apart from the image tower."""
+
+    patch_dim: int  # width of the tower's patch features
+    dim: int = 256  # of the common space
+    width: int = 512  # of the image head
+    heads: int = 8  # of the image head's attention
+    text: TextConfig = field(default_factory=TextConfig)
+
+    def __post_init__(self):
+        if isinstance(self.text, dict):  # JSON knows no dataclasses
+            object.__setattr__(self, "text", TextConfig(**self.text))
+        if self.width % self.heads:
+            raise ValueError(f"PairConfig: width={self.width} is not a multiple of heads={self.heads}; change one")
+
+
+class TextTower(nn.Module):
+    """Word ids to a sentence vector: the mean over the words' states."""
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.words = nn.Embedding(config.vocab_size, config.dim)
+        self.positions = nn.Embedding(config.max_positions, config.dim)
+        self.segment = nn.Parameter(torch.zeros(config.dim))  # of the first segment; there is no second
+        self.norm = nn.LayerNorm(config.dim, eps=1e-12)
+        layer = nn.TransformerEncoderLayer(
+            config.dim,
+            config.heads,
+            config.ffn_dim,
+            dropout=0.0,
+            activation="gelu",
+            layer_norm_eps=1e-12,
+            batch_first=True,
+        )
+        self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """`int64[batch, words]`, padded on the right with 0, to `[batch, dim]`."""
+        padding = ids == PAD
+        x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]] + self.segment)
+        x = self.layers(x, src_key_padding_mask=padding)
+        real = (~padding)[..., None].to(x.dtype)
+        return (x * real).sum(1) / real.sum(1).clamp(min=1)
+
+
+class ImageHead(nn.Module):
+    """Patches to an image vector: a learned query attends to them, and their mean is added."""
+
+    def __init__(self, patch_dim: int, dim: int, width: int, heads: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(patch_dim)
+        self.patch_proj = nn.Linear(patch_dim, width)
+        self.pool = AttentionPoolLatent(width, num_heads=heads, mlp_ratio=2)
+        self.pool_proj = nn.Linear(width, dim)
+        self.mean_proj = nn.Linear(patch_dim, dim)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        """`[batch, patches, patch_dim]` to `[batch, dim]`."""
+        x = self.norm(patches)
+        return self.pool_proj(self.pool(self.patch_proj(x))) + self.mean_proj(x.mean(1))
+
+
+class ContrastivePair(nn.Module):
+    """All of the pair but the image tower, which belongs to the backbone.
+
+    Attributes:
+        logit_scale: logarithm of the factor on cosines, as in CLIP.
+        logit_bias: added to them in the sigmoid loss (SigLIP, Zhai et al., 2023, arXiv:2303.15343).
+    """
+
+    def __init__(self, config: PairConfig):
+        super().__init__()
+        self.config = config
+        self.image = ImageHead(config.patch_dim, config.dim, config.width, config.heads)
+        self.text = TextTower(config.text)
+        self.text_proj = nn.Linear(config.text.dim, config.dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_bias = nn.Parameter(torch.tensor(0.0))
+
+    def encode_patches(self, grid: Tensor) -> Tensor:
+        """The tower's `[batch, height, width, patch_dim]` to `[batch, dim]`, unit length."""
+        return nn.functional.normalize(self.image(grid.flatten(1, 2)), dim=-1)
+
+    def encode_text(self, ids: Tensor) -> Tensor:
+        """`int64[batch, words]`, padded on the right with 0, to `[batch, dim]`, unit length."""
+        return nn.functional.normalize(self.text_proj(self.text(ids)), dim=-1)
