@@ -66,7 +66,7 @@ def train(args: Args) -> None:
     scorer = CiderScorer([[words(c) for c in sample.captions] for sample in train_samples])
 
     def reward(photo: int, sentences: Sequence[str]) -> list[float]:
-        return [scorer.score(photo, words(sentence)) for sentence in sentences]
+        return scorer.scores([photo] * len(sentences), [words(sentence) for sentence in sentences]).tolist()
 
     Trainer(
         config, model, tokenizer, train_samples, val_samples, out, reward, caption_figures, args.checkpoint_minutes

@@ -37,13 +37,21 @@ def test_the_first_command_prints_what_the_readme_says(monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == after("caption-output")
 
 
-def test_python_code_runs(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    [code] = [block for kind, block in BLOCKS if kind == "python"]
+def run(code: str) -> list[str]:
+    """The lines that a block of Python prints."""
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         exec(compile(code, "README.md", "exec"), {})
-    assert len(out.getvalue().splitlines()) == 3
+    return out.getvalue().splitlines()
+
+
+def test_python_code_runs(monkeypatch, small_clip):
+    monkeypatch.chdir(ROOT)
+    captions, encoders = (block for kind, block in BLOCKS if kind == "python")
+    assert len(run(captions)) == 3
+    public = "ViT-B-32/laion2b_s34b_b79k"  # a small random pair stands in for what the network would bring
+    assert public in encoders
+    assert run(encoders.replace(public, f"small/{small_clip / 'small.pt'}"))[0].startswith("tensor([[")
 
 
 def test_the_training_configuration_that_it_names_exists():

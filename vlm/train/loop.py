@@ -23,7 +23,7 @@ from vlm.data.shards import Sample, Skipped, epoch_order
 from vlm.errors import ArgumentError, DataError, ImageError
 from vlm.generation import GenerationConfig, generate
 from vlm.hub import save_model
-from vlm.models.towers import freeze_batch_norm, trunk_parameters
+from vlm.models.towers import float32_depthwise, freeze_batch_norm, trunk_parameters
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.threads import ordered_map
 from vlm.tokenizer import Tokenizer
@@ -87,6 +87,8 @@ class Trainer:
             kwargs_handlers=distributed,
         )
         self.model = model.to(self.accelerator.device)
+        if self.accelerator.device.type == "cpu":
+            float32_depthwise(model.tower)
         self.prompt = torch.tensor([prompt_ids(tokenizer, prompt.CAPTION)], device=self.accelerator.device)
         self.captions = [caption_ids(tokenizer, sample.captions, config.max_tokens) for sample in train]
         # an epoch shows the photos of some sources more than once
