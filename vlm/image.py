@@ -35,7 +35,7 @@ MAX_PIXELS = 64_000_000
 # HEIF opens once the user has called pillow_heif.register_heif_opener(); AVIF and JPEG 2000 depend on how Pillow was
 # built. Icons are left out: an ICO file holds whole PNGs whose size its own header does not tell.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "HEIF", "JPEG2000")
-_SUFFIX = re.compile(
+IMAGE_SUFFIX = re.compile(
     r"\.(jpe?g|jpe|jfif|mpo|a?png|webp|gif|tiff?|bmp|dib|p[pgbn]m|avif|hei[cf]|jp2|j2k)", re.IGNORECASE
 )
 
@@ -174,7 +174,7 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _is_image_file(path: Path) -> bool:
-    return bool(_SUFFIX.fullmatch(path.suffix)) and os.path.isfile(path)
+    return bool(IMAGE_SUFFIX.fullmatch(path.suffix)) and os.path.isfile(path)
 
 
 def _load(source: Any, max_pixels: int) -> Image.Image:

@@ -437,5 +437,5 @@ def test_names_lead_nowhere_or_to_the_hub(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(ModelError, match=r"'owner/name' is no file or folder and .* from the hub: no route$"):
+    with pytest.raises(ModelError, match=r"'owner/name' is no local folder and .* from the hub: no route$"):
         ofa.load_ofa("owner/name")

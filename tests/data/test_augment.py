@@ -4,11 +4,12 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlm.data.augment import Augmentation, may_flip, random_view
+from vlm.data.augment import Augmentation, hide_patches, hide_words, may_flip, random_view
 
 GEOMETRY = Augmentation(min_area=0.5, flip=0.0, jitter=0.0)
 
@@ -121,3 +122,30 @@ def test_colours_change_within_the_limit():
 def test_a_picture_of_one_pixel_survives():
     for seed in range(20):
         assert random_view(Image.new("RGB", (1, 1)), Augmentation(), random.Random(seed)).size == (1, 1)
+
+
+def test_hidden_patches_are_whole_blocks_of_a_ninth():
+    images = torch.ones(200, 3, 27, 27)
+    found = hide_patches(images, 0.3, torch.Generator().manual_seed(0))
+    blocks = found.reshape(200, 3, 9, 3, 9, 3)
+    assert torch.equal(blocks, blocks[:, :1, :, :1, :, :1].expand_as(blocks))  # all channels and pixels of a block
+    assert 1 - found.mean().item() == pytest.approx(0.3, abs=0.01)
+    assert len({tuple(one.flatten().tolist()) for one in found[:, 0, ::3, ::3]}) == 200  # each photo by itself
+    again = hide_patches(images, 0.3, torch.Generator().manual_seed(0))
+    assert torch.equal(found, again)
+
+
+@given(st.integers(3, 40), st.integers(3, 40), st.floats(0, 1))
+def test_patches_are_hidden_or_unchanged_at_any_size(height, width, share):
+    images = torch.randn(2, 4, height, width)
+    found = hide_patches(images, share, torch.Generator().manual_seed(1))
+    assert ((found == images) | (found == 0)).all()
+    assert torch.equal(hide_patches(images, 0.0, torch.Generator()), images)
+
+
+def test_hidden_words_spare_the_start():
+    ids = torch.arange(100, 120).repeat(500, 1)
+    found = hide_words(ids, 0.2, torch.Generator().manual_seed(0), hidden=3)
+    assert torch.equal(found[:, 0], ids[:, 0])
+    assert set(found[found != ids].tolist()) == {3}
+    assert (found[:, 1:] == 3).float().mean().item() == pytest.approx(0.2, abs=0.01)

@@ -38,7 +38,7 @@ TINY = {
     "phases": [
         {**SHARED, "name": "a", "epochs": 6, "tower_lr": 1e-4, "stage": 3, "views": 2},
         {**SHARED, "name": "b", "epochs": 6, "objective": "self_critical", "lr": 1e-3, "stage": 3, "views": 2},
-        {**SHARED, "name": "c", "epochs": 6, "tower_lr": 1e-4},
+        {**SHARED, "name": "c", "epochs": 6, "tower_lr": 1e-4, "hidden_patches": 0.3, "hidden_words": 0.2},
     ],
 }  # fmt: skip
 

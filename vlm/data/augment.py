@@ -4,7 +4,9 @@ import random
 import re
 from dataclasses import dataclass
 
+import torch
 from PIL import Image, ImageEnhance
+from torch import Tensor, nn
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
@@ -63,3 +65,23 @@ def random_view(
         if config.jitter:
             image = enhance(image).enhance(factor)
     return image
+
+
+def hide_patches(images: Tensor, share: float, generator: torch.Generator, grid: int = 9) -> Tensor:
+    """Blank random blocks of photos, or of features of a tower's trunk: a caption must not hang on one detail.
+
+    Args:
+        images: `[batch, channels, height, width]`, on the CPU.
+        share: probability of each block.
+        generator: the only source of randomness.
+        grid: blocks a side.
+    """
+    keep = torch.rand(len(images), 1, grid, grid, generator=generator) >= share
+    return images * nn.functional.interpolate(keep.to(images.dtype), size=images.shape[-2:], mode="nearest")
+
+
+def hide_words(ids: Tensor, share: float, generator: torch.Generator, hidden: int) -> Tensor:
+    """Replace random words of a decoder's input, `int64[rows, words]`, by `hidden`; the start token stays."""
+    drop = torch.rand(ids.shape, generator=generator) < share
+    drop[:, 0] = False
+    return ids.masked_fill(drop, hidden)

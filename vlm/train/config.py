@@ -34,6 +34,10 @@ class Phase:
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
     dropout: float = 0.1
+    hidden_patches: float = 0.0
+    """Share of a photo, in blocks of a ninth of its sides, that a step blanks."""
+    hidden_words: float = 0.0
+    """Share of the decoder's input words that a step replaces by the unknown token."""
     clip_norm: float = 1.0
     ema: float = 0.999
     """Decay of the averaged weights."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from vlm import prompt
+from vlm.data.augment import hide_patches, hide_words
 from vlm.data.batches import IGNORED, caption_ids, choose_captions, prompt_ids, teacher_forcing
 from vlm.data.features import cached_features, view
 from vlm.data.shards import Sample, Skipped, epoch_order
@@ -26,7 +27,7 @@ from vlm.hub import save_model
 from vlm.models.towers import float32_depthwise, freeze_batch_norm, trunk_parameters
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.threads import ordered_map
-from vlm.tokenizer import Tokenizer
+from vlm.tokenizer import PAD, UNK, Tokenizer
 from vlm.train.checkpoint import Average, load_checkpoint, read_counters, save_checkpoint
 from vlm.train.config import Phase, TrainConfig
 from vlm.train.objectives import label_smoothed_cross_entropy, mean_of_others, self_critical_loss
@@ -255,6 +256,10 @@ class Trainer:
     def _loss(self, wrapped, phase: Phase, batch, seed: str) -> tuple[Tensor, dict[str, float]]:
         images, numbers, captions = batch
         device = self.accelerator.device
+        number = random.Random(f"{seed}/{self.accelerator.process_index}").getrandbits(62)
+        generator = torch.Generator().manual_seed(number)
+        if phase.hidden_patches:
+            images = hide_patches(images, phase.hidden_patches, generator)
         images = images.to(device, memory_format=torch.channels_last)
         stage = phase.stage if phase.views else 0
         prompts = self.prompt.expand(len(numbers), -1)
@@ -264,7 +269,11 @@ class Trainer:
             captions, rewards = self._sample(phase, images, stage, numbers, seed)
             figures["reward"] = rewards.mean().item()
             advantage = mean_of_others(rewards).flatten().to(device)
-        previous, labels = (t.to(device) for t in teacher_forcing(captions))
+        previous, labels = teacher_forcing(captions)
+        if phase.hidden_words:
+            hidden = hide_words(previous, phase.hidden_words, generator, UNK)
+            previous = torch.where(previous == PAD, PAD, hidden)
+        previous, labels = previous.to(device), labels.to(device)
         words = labels != IGNORED
         with self.accelerator.autocast():
             states = wrapped(images, prompts, previous, stage)

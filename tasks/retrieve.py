@@ -1,0 +1,176 @@
+"""Find photos by what they show: index a folder once, then search it with a sentence or a photo."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from tasks.caption import no_collections
+from vlm.errors import ArgumentError, VLMError
+
+if TYPE_CHECKING:
+    from vlm.index import Hit
+
+MANY = 8  # photos from which a progress bar is worth its line
+
+
+@dataclass(frozen=True)
+class IndexArgs:
+    """Index the photos under a folder; run it again to bring the index up to date."""
+
+    photos: tyro.conf.Positional[str]
+    """Folder of photos; its subfolders are searched, too."""
+    out: str
+    """Folder of the index, or an address of object storage (s3://bucket/photos.index)."""
+    model: str | None = None
+    """Bundled name, local folder or open_clip:ARCHITECTURE/TAG. Without it: the one that made the index, or tiny."""
+    caption: bool = False
+    """Keep a caption beside each photo; search shows it."""
+    caption_model: str = "tiny"
+    """With --caption: the model that writes them."""
+    device: str = "cpu"
+    """Where the models run: cpu, cuda, cuda:1, mps."""
+    batch_size: int = 32
+    """Photos that go through the model together."""
+    max_pixels: int = 64_000_000
+    """Larger photos are refused before they are decoded."""
+    exact_rows: int = 50_000
+    """Above so many photos, an approximate index is built and its recall is measured."""
+
+
+@dataclass(frozen=True)
+class SearchArgs:
+    """Print the photos of an index that are nearest to a sentence, to a photo, or to both."""
+
+    index: tyro.conf.Positional[str]
+    """Folder of the index."""
+    text: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What the photos show, in a sentence."""
+    image: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Photo to find the like of; with a sentence, the sum of both is searched."""
+    minus: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Sentence to subtract: what the photos shall not show."""
+    top: int = 10
+    """Photos to print."""
+    model: str | None = None
+    """Encoder pair, where it is called otherwise than when the index was made."""
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, mps."""
+    json: bool = False
+    """Print one JSON object a line: path, score, caption."""
+    html: str | None = None
+    """Write a page of thumbnails to this file."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = tyro.extras.subcommand_cli_from_dict(
+        {"index": IndexArgs, "search": SearchArgs}, args=argv, prog="python -m tasks.retrieve", description=__doc__
+    )
+    os.environ.setdefault("LANCEDB_LOG", "error")  # its remarks on tables that are small are not for a user
+    try:
+        return run_index(args) if isinstance(args, IndexArgs) else run_search(args)
+    except VLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; what was done is kept: run the same command to go on", file=sys.stderr)
+        return 130
+
+
+def run_index(args: IndexArgs) -> int:
+    """Index, print what was done on stdout and each photo that was lost on stderr; 1 where any was."""
+    import warnings
+
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged metadata of photos that open all the same
+    with no_collections():
+        from vlm.encoders import load_encoders
+        from vlm.indexing import build
+        from vlm.model import load
+
+        encoders = load_encoders(args.model or made_by(args.out), device=args.device)
+        captioner = load(args.caption_model, device=args.device) if args.caption else None
+    report = build(
+        os.path.expanduser(args.photos),
+        args.out,
+        encoders,
+        captioner=captioner,
+        batch_size=args.batch_size,
+        max_pixels=args.max_pixels,
+        exact_rows=args.exact_rows,
+        show_progress_bar=True,
+    )
+    for error in report.unreadable:
+        print(f"error: {error}", file=sys.stderr)
+    counts = {name: getattr(report, name) for name in ("new", "changed", "unchanged", "dropped")}
+    counts["unreadable"] = len(report.unreadable)
+    shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
+    speed = f"; {report.speed:,.1f} photos/s" if report.new + report.changed else ""
+    print(f"{args.out}: {report.photos:,} photos ({shown}){speed}")
+    if report.recall is not None:
+        print(f"recall@10 of the approximate index against exact search: {100 * report.recall:.1f} %")
+    return int(bool(report.unreadable))
+
+
+def run_search(args: SearchArgs) -> int:
+    """Print what was found."""
+    with no_collections():
+        from vlm.encoders import load_encoders
+        from vlm.index import open_index
+
+        index = open_index(args.index)
+        encoders = load_encoders(args.model or index.maker.model, device=args.device)
+    text = " ".join(args.text) if args.text else None
+    hits = index.search(encoders, text, images=args.image, minus=args.minus, top=args.top)
+    for hit in hits:
+        if args.json:
+            line = json.dumps({"path": hit.path, "score": hit.score, "caption": hit.caption}, ensure_ascii=False)
+        else:
+            line = f"{hit.score:.3f}  {hit.path}" + (f"  {hit.caption}" if hit.caption else "")
+        print(line)
+    if args.html is not None:
+        write_page(Path(os.path.expanduser(args.html)), args, hits)
+    return 0
+
+
+def made_by(where: str) -> str:
+    """The model of an index; `tiny` where there is none yet."""
+    from vlm.errors import DataError
+    from vlm.index import open_index
+
+    try:
+        return open_index(where).maker.model
+    except DataError:
+        return "tiny"  # what is wrong with `where`, if anything, `build` says
+
+
+def write_page(file: Path, args: SearchArgs, hits: "Sequence[Hit]") -> None:
+    """Write the photos that were found as one HTML file that needs nothing else.
+
+    Raises:
+        ArgumentError: the file cannot be written, or jinja2 is not installed.
+    """
+    from eval.report import template, thumbnail, write_text
+
+    cards: list[dict[str, Any]] = [
+        {**vars(hit), "thumbnail": thumbnail(hit.path), "link": Path(hit.path).as_uri()} for hit in hits
+    ]
+    page = template("search.html").render(
+        title=" ".join(args.text) or "like a photo",
+        examples=[thumbnail(image) for image in args.image],
+        minus=args.minus,
+        index=args.index,
+        cards=cards,
+    )
+    try:
+        write_text(file, page)
+    except OSError as error:
+        raise ArgumentError(f"--html {args.html!r} cannot be written: {error.strerror}; name another file") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
