@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import open_clip
@@ -27,8 +28,9 @@ def pair(small_clip) -> Encoders:
     return vlm.load_encoders(f"open_clip:small/{small_clip / 'small.pt'}")
 
 
-def theirs(small_clip: Path):
-    model, transform = open_clip.create_model_from_pretrained("small", pretrained=str(small_clip / "small.pt"))
+def theirs(small_clip: Path) -> tuple[Any, Any, Any]:
+    made: Any = open_clip.create_model_from_pretrained("small", pretrained=str(small_clip / "small.pt"))
+    model, transform = made
     return model.eval(), transform, open_clip.get_tokenizer("small")
 
 
@@ -71,14 +73,14 @@ def test_gradients_flow_into_both_encoders(pair):
 
 
 def test_module_moves_compiles_and_saves(pair, small_clip):
-    again = vlm.load_encoders(f"open_clip:small/{small_clip / 'small.pt'}")
+    again: Any = vlm.load_encoders(f"open_clip:small/{small_clip / 'small.pt'}")
     for parameter in again.parameters():
         parameter.data.zero_()
     again.load_state_dict(pair.state_dict())
     pixels, ids = pair.pixels(PHOTOS), pair.tokenize(TEXTS)
     with torch.no_grad():
         torch.testing.assert_close(again(pixels, ids), pair(pixels, ids))
-        compiled = torch.compile(again, backend="eager")
+        compiled: Any = torch.compile(again, backend="eager")
         torch.testing.assert_close(compiled(pixels, ids), pair(pixels, ids))
         half = again.to(torch.bfloat16)
         assert half.encode_image(pixels.bfloat16()).dtype == torch.bfloat16
@@ -88,7 +90,7 @@ def test_module_moves_compiles_and_saves(pair, small_clip):
 def test_timm_features_equal_timms_own_calls(small_clip):
     encoders = vlm.load_encoders(f"timm:vit_tiny_patch16_224/{small_clip / 'vit.pt'}")
     torch.manual_seed(0)
-    model = timm.create_model("vit_tiny_patch16_224").eval()
+    model: Any = timm.create_model("vit_tiny_patch16_224").eval()
     pixels = encoders.pixels(PHOTOS[:1])
     assert pixels.shape == (1, 3, 224, 224)
     expected = torch.nn.functional.normalize(model.forward_head(model.forward_features(pixels), pre_logits=True))

@@ -262,15 +262,17 @@ def _open_clip(name: str, rest: str) -> Encoders:
     architecture, _, weights = (rest, "", None) if ":" in rest else rest.partition("/")
     if weights == "":
         raise ModelError(f"{name!r} names no weights; give open_clip:ARCHITECTURE/TAG or open_clip:ARCHITECTURE/FILE")
-    model, transform = open_clip.create_model_from_pretrained(architecture, pretrained=weights)
+    made: Any = open_clip.create_model_from_pretrained(architecture, pretrained=weights)
+    model, transform = made
     return OpenCLIPEncoders(name, model, open_clip.get_tokenizer(architecture), transform)
 
 
 def _timm(name: str, rest: str) -> Encoders:
     import timm
+    from timm.data import create_transform, resolve_model_data_config  # pyright: ignore[reportPrivateImportUsage]
 
     architecture, _, file = rest.partition("/")
     overlay = {"file": file} if file else None
     model = timm.create_model(architecture, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay)
-    config = timm.data.resolve_model_data_config(model)
-    return TimmEncoders(name, model, timm.data.create_transform(**config, is_training=False))
+    config = resolve_model_data_config(model)
+    return TimmEncoders(name, model, create_transform(**config, is_training=False))

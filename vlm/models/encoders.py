@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from timm.layers import AttentionPoolLatent
+from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
 PAD = 0  # BERT's padding id

@@ -146,7 +146,7 @@ def float32_depthwise(tower: Tower) -> None:
     """
     for module in tower.modules():
         if isinstance(module, nn.Conv2d) and module.groups > 1 and max(module.kernel_size) > 3:
-            module.forward = _without_autocast(module.forward)
+            module.forward = _without_autocast(module.forward)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _without_autocast(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
