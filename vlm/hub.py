@@ -118,7 +118,8 @@ def load_pair(folder: Path) -> tuple[ContrastivePair, tokenizers.Tokenizer]:
     missing = [name for name in PAIR_FILES if not (folder / name).is_file()]
     if missing:
         raise ModelError(
-            f"{str(folder)!r} has no text encoder ({', '.join(missing)} missing); choose a model that has one"
+            f"{str(folder)!r} has no text encoder ({', '.join(missing)} missing); choose a model that has, such as "
+            "open_clip:ViT-B-32/laion2b_s34b_b79k"
         )
     config = _read_config(folder / "pair.json")
     try:
