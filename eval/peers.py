@@ -57,13 +57,18 @@ class Peer:
         }
 
     def _read(self, images: Sequence[Any], texts: Sequence[str]) -> Any:
-        inputs = self.processor(
-            images=list(images),
-            text=list(texts),
-            padding=True,
-            return_token_type_ids=False,  # no family reads them, and GIT's tokenizer is one that may give them
-            return_tensors="pt",
-        )
+        try:
+            inputs = self.processor(
+                images=list(images),
+                text=list(texts),
+                padding=True,
+                return_token_type_ids=False,  # no family reads them, and GIT's tokenizer is one that may give them
+                return_tensors="pt",
+            )
+        except ValueError as error:  # a question that holds the model's own markers, such as <image>
+            raise ArgumentError(
+                f"model {self.name!r} cannot read one of {list(texts)!r}: {_line(error)}; leave that text out"
+            ) from None
         return inputs.to(self.model.device, self.model.dtype)
 
     def _generate(self, task: str, inputs: Any) -> "Tensor":

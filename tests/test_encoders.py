@@ -84,6 +84,7 @@ def test_module_moves_compiles_and_saves(pair, small_clip):
         torch.testing.assert_close(compiled(pixels, ids), pair(pixels, ids))
         half = again.to(torch.bfloat16)
         assert half.encode_image(pixels.bfloat16()).dtype == torch.bfloat16
+        torch.testing.assert_close(half.encode_image(PHOTOS), half.encode_image(pixels.bfloat16()))
 
 
 @torch.no_grad()

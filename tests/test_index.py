@@ -22,8 +22,6 @@ from vlm.index import Index, Maker, maker_of, open_index, open_or_create, query_
 from vlm.indexing import build, find_photos
 from vlm.model import Caption, Model
 
-pytest.importorskip("lancedb", reason="needs the extra `retrieval`")
-
 COLOURS = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
 
 

@@ -10,8 +10,6 @@ from torchvision.transforms.functional import to_tensor
 from vlm.encoders import Encoders
 from vlm.index import Index, open_index, open_or_create
 
-pytest.importorskip("lancedb", reason="needs the extra `retrieval`")
-
 
 def fill(where: Path, vectors: Tensor) -> Index:
     """An index that holds the vectors, each as the photo `/NUMBER.jpg`."""

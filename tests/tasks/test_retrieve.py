@@ -8,14 +8,12 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import open_clip
 import pytest
 from PIL import Image
 
 from tasks import retrieve
 from tasks.__main__ import commands
-
-pytest.importorskip("lancedb", reason="needs the extra `retrieval`")
-open_clip = pytest.importorskip("open_clip", reason="needs the extra `open-clip`")
 
 ROOT = Path(__file__).parents[2]
 SAMPLE = ROOT / "datasets" / "sample"

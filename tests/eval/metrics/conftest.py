@@ -24,7 +24,7 @@ def official_tokenize() -> Callable[[Sequence[str]], list[str]]:
     """The Java tokenizer of pycocoevalcap: captions to tokens joined by blanks."""
     if not shutil.which("java"):
         pytest.skip("the official tokenizer needs a java command")
-    module = pytest.importorskip("pycocoevalcap.tokenizer.ptbtokenizer")
+    from pycocoevalcap.tokenizer import ptbtokenizer as module
 
     def tokenize(captions: Sequence[str]) -> list[str]:
         found = module.PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in enumerate(captions)})

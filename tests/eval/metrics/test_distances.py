@@ -58,9 +58,10 @@ def test_subsets_are_drawn_without_replacement_and_average_to_the_whole():
 
 
 def test_against_torch_fidelity():
-    torch = pytest.importorskip("torch")
-    fid = pytest.importorskip("torch_fidelity.metric_fid")
-    kid = pytest.importorskip("torch_fidelity.metric_kid")
+    import torch
+    from torch_fidelity import metric_fid as fid
+    from torch_fidelity import metric_kid as kid
+
     a, b = features(0, 60, 16), features(1, 60, 16, shift=0.3)
     first, second = torch.from_numpy(a), torch.from_numpy(b)
     statistics = fid.fid_features_to_statistics(first), fid.fid_features_to_statistics(second)

@@ -42,7 +42,8 @@ def test_nothing_in_common_and_nothing_at_all():
 @pytest.mark.skipif(not shutil.which("java"), reason="METEOR needs a java command")
 def test_against_java():
     """Equal, partly equal and different captions, one without words; stems, synonyms and paraphrases among them."""
-    official = pytest.importorskip("pycocoevalcap.meteor.meteor")
+    from pycocoevalcap.meteor import meteor as official
+
     pairs = [
         ("a kitten plays with the ball", ["the kittens are playing with a red ball", "small cats play with balls"]),
         ("a dog runs", ["a dog runs fast", "an animal"]),

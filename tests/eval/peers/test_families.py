@@ -12,6 +12,7 @@ from PIL import Image
 
 from eval import models, peers
 from eval.benchmarks.base import Item
+from vlm.errors import ArgumentError
 
 tf: Any = transformers  # its names appear on first use
 QUESTIONS = ["is it a cat?", "what colour is the cup of coffee on the table?", "how many dogs?", "is it a cat?"]
@@ -172,3 +173,12 @@ def test_the_first_box_that_florence2_writes_counts(text, box, checkpoint, monke
     ids = model.processor.tokenizer(f"</s><s>{text}</s><pad>", add_special_tokens=False, return_tensors="pt").input_ids
     monkeypatch.setattr(model.model, "generate", lambda **inputs: ids)
     assert model.ground([Image.new("RGB", (640, 480))], ["the cat"]) == [pytest.approx(box)]
+
+
+@pytest.mark.parametrize("family, task, marker", [("smolvlm", "answer", "<image>"), ("florence2", "ground", "<OD>")])
+def test_a_question_with_a_marker_of_the_model_is_one_line(family, task, marker, checkpoint, photos):
+    model = peers.load(f"hf:{checkpoint(family)}", "cpu")
+    predict = models.predictor(model, task, [])
+    with pytest.raises(ArgumentError, match=rf"cannot read one of .*{marker}.*; leave that text out$") as raised:
+        predict([Item(0, Path(), question=f"what is {marker} here?")], photos[:1])
+    assert "\n" not in str(raised.value)
