@@ -5,7 +5,6 @@ in a batch as the same object as often as it is asked about, so that an adapter 
 """
 
 import base64
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -139,12 +138,7 @@ class ImageEncoder:
     """Encoders of `vlm.load_encoders` that read photos only."""
 
     def __init__(self, encoders: "Encoders"):
-        self.encoders, self.name = encoders, encoders.name
-        digest = hashlib.sha256()
-        for name, tensor in sorted(encoders.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().float().cpu().numpy().tobytes())
-        self.weights = digest.hexdigest()
+        self.encoders, self.name, self.weights = encoders, encoders.name, encoders.weights_sha256()
 
     def prepare(self, image: Any) -> "Tensor":
         from vlm.image import load_image

@@ -3,6 +3,7 @@
 `tiny`'s own pair, any open_clip pair and any timm image model answer to the same calls.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -59,6 +60,14 @@ class Encoders(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+    def weights_sha256(self) -> str:
+        """Digest of the weights by name, type, shape and value, in hexadecimal: equal weights have an equal one."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
 
     def pixels(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         """Photos in any form, or a batch that is already prepared, to `float32[batch, 3, height, width]`.

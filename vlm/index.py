@@ -5,7 +5,6 @@ asked for. The model that made the vectors stands in the table's schema, so that
 commits of LanceDB, which happen whole or not at all: a run that is killed leaves the photos that it had committed.
 """
 
-import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -263,12 +262,8 @@ def query_vector(
 
 
 def maker_of(encoders: Encoders) -> Maker:
-    """A model's name and the SHA-256 of its weights, by name, type, shape and value."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(encoders.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return Maker(encoders.name, digest.hexdigest(), encoders.dim)
+    """What an index of these encoders says of its model."""
+    return Maker(encoders.name, encoders.weights_sha256(), encoders.dim)
 
 
 def _local(where: str | os.PathLike[str]) -> str:

@@ -241,9 +241,10 @@ def open_pair() -> Any:
     import torch
 
     torch.manual_seed(0)
-    vision = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32}
-    module = open_clip.model.CLIP(16, vision, {"layers": 1, "width": 32, "heads": 2}).eval()
-    transform = open_clip.image_transform(32, is_train=False)
+    vision: Any = {"image_size": 32, "layers": 1, "width": 64, "patch_size": 16, "head_width": 32}
+    text: Any = {"layers": 1, "width": 32, "heads": 2}
+    module = open_clip.model.CLIP(16, vision, text).eval()
+    transform: Any = open_clip.image_transform(32, is_train=False)
     tokenize = open_clip.SimpleTokenizer()
 
     class Embedder:

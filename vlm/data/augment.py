@@ -8,6 +8,8 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor, nn
 
+from vlm.tokenizer import BOS, PAD, UNK
+
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
@@ -80,8 +82,13 @@ def hide_patches(images: Tensor, share: float, generator: torch.Generator, grid:
     return images * nn.functional.interpolate(keep.to(images.dtype), size=images.shape[-2:], mode="nearest")
 
 
-def hide_words(ids: Tensor, share: float, generator: torch.Generator, hidden: int) -> Tensor:
-    """Replace random words of a decoder's input, `int64[rows, words]`, by `hidden`; the start token stays."""
+def hide_words(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Replace random words of a decoder's input, `int64[rows, words]`, by the unknown token.
+
+    Args:
+        ids: start token first, padded on the right; both of these stay.
+        share: probability of each word.
+        generator: the only source of randomness.
+    """
     drop = torch.rand(ids.shape, generator=generator) < share
-    drop[:, 0] = False
-    return ids.masked_fill(drop, hidden)
+    return ids.masked_fill(drop & (ids != BOS) & (ids != PAD), UNK)

@@ -27,7 +27,7 @@ from vlm.hub import save_model
 from vlm.models.towers import float32_depthwise, freeze_batch_norm, trunk_parameters
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.threads import ordered_map
-from vlm.tokenizer import PAD, UNK, Tokenizer
+from vlm.tokenizer import Tokenizer
 from vlm.train.checkpoint import Average, load_checkpoint, read_counters, save_checkpoint
 from vlm.train.config import Phase, TrainConfig
 from vlm.train.objectives import label_smoothed_cross_entropy, mean_of_others, self_critical_loss
@@ -271,8 +271,7 @@ class Trainer:
             advantage = mean_of_others(rewards).flatten().to(device)
         previous, labels = teacher_forcing(captions)
         if phase.hidden_words:
-            hidden = hide_words(previous, phase.hidden_words, generator, UNK)
-            previous = torch.where(previous == PAD, PAD, hidden)
+            previous = hide_words(previous, phase.hidden_words, generator)
         previous, labels = previous.to(device), labels.to(device)
         words = labels != IGNORED
         with self.accelerator.autocast():

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ def test_each_shared_caption_against_the_others(photos, official_tokenize):
     results = {key: [words[key]] for key in keys}
     targets = {(i, k): [words[i, j] for j in range(len(photos[i])) if j != k] for i, k in keys}
     figures = zip(*bleu.Bleu(4).compute_score(targets, results, verbose=0), strict=True)
-    official = {f"BLEU-{n + 1}": pair for n, pair in enumerate(figures)}
+    official: dict[str, Any] = {f"BLEU-{n + 1}": pair for n, pair in enumerate(figures)}
     official["ROUGE-L"] = rouge.Rouge().compute_score(targets, results)
     official["CIDEr"] = cider.Cider().compute_score(targets, results)
 
