@@ -5,6 +5,7 @@ in a batch as the same object as often as it is asked about, so that an adapter 
 """
 
 import base64
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -14,10 +15,10 @@ from vlm.errors import ArgumentError, ModelError
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
+    from torch.nn import Module
 
     from vlm.encoders import Encoders
-
-TEMPLATES = ("a photo of a {}.",)  # of zero-shot classification by embeddings
+    from vlm.model import Photo
 
 
 class EvalModel(Protocol):
@@ -108,25 +109,61 @@ Predict = Callable[[Sequence[Item], Sequence[Any]], list[Any]]  # items and thei
 
 
 class VLMModel:
-    """A model of `vlm.load`."""
+    """A model of `vlm.load`.
+
+    It has the methods of those tasks alone that the model was trained for: by them, the harness knows what it can do.
+    """
 
     def __init__(self, name: str, device: str):
         import vlm
         from vlm import hub
 
         self.name = name
-        self.weights = hub.sha256(hub.resolve(name) / "model.safetensors")
         self.model = vlm.load(name, device=device)
+        self.weights = (
+            _digest(self.model.module)
+            if name.startswith("ofa:")
+            else hub.sha256(hub.resolve(name) / "model.safetensors")
+        )
         self.prepare = self.model.prepare
+        for task in self.model.tasks:
+            if task in TASKS:
+                setattr(self, task, getattr(self, f"_{task}"))
 
     def settings(self, task: str) -> dict[str, Any]:
-        return dict(self.model.caption_settings) if task == "caption" else {}
+        return dict(self.model.tasks.get(task, {}))
 
-    def caption(self, images: Sequence["Tensor"]) -> list[str]:
+    def _photos(self, images: Sequence["Tensor"]) -> list["Photo"]:
+        """Prepared photos, the same object encoded once, of the size 1 x 1: boxes come in fractions."""
+        import torch
+
+        from vlm.model import Photo
+
+        distinct = {id(image): image for image in images}
+        grids = self.model.encode_images(torch.stack(list(distinct.values())))
+        photos = {key: Photo(grid, (1, 1)) for key, grid in zip(distinct, grids, strict=True)}
+        return [photos[id(image)] for image in images]
+
+    def _caption(self, images: Sequence["Tensor"]) -> list[str]:
         import torch
 
         patches = self.model.encode_images(torch.stack(list(images)))
         return [captions[0].text for captions in self.model.caption_patches(patches)]
+
+    def _answer(self, images: Sequence["Tensor"], questions: Sequence[str]) -> list[str]:
+        return [answers[0].text for answers in self.model.answers(self._photos(images), questions)]
+
+    def _ground(self, images: Sequence["Tensor"], phrases: Sequence[str]) -> list[Box]:
+        """Where no box is written, an empty one, which is wrong everywhere."""
+        return [box or (0.0, 0.0, 0.0, 0.0) for box in self.model.boxes(self._photos(images), phrases)]
+
+    def _entail(self, images: Sequence["Tensor"], hypotheses: Sequence[str], premises: Sequence[str]) -> list[str]:
+        found = self.model.judgements(self._photos(images), hypotheses, premises)
+        return [answers[0].text for answers in found]
+
+    def _classify(self, images: Sequence["Tensor"], labels: Sequence[str]) -> list[int]:
+        numbers = {label.strip(): number for number, label in enumerate(labels)}
+        return [numbers[answers[0].text] for answers in self.model.classes(self._photos(images), labels)]
 
     def features(self, images: Sequence["Tensor"]) -> "Tensor":
         import torch
@@ -158,6 +195,11 @@ class ImageEncoder:
 class EncoderPair(ImageEncoder):
     """Encoders of `vlm.load_encoders` that read photos and sentences."""
 
+    def settings(self, task: str) -> dict[str, Any]:
+        from vlm.zero_shot import TEMPLATES
+
+        return super().settings(task) | ({"templates": list(TEMPLATES)} if task == "classify" else {})
+
     def encode_image(self, images: Sequence["Tensor"]) -> "Tensor":
         import torch
 
@@ -175,8 +217,9 @@ def load(name: str, task: str, device: str) -> EvalModel:
     """Load a model for a task.
 
     Args:
-        name: what `vlm.load` takes, with or without `vlm:` before it; `open_clip:` and `timm:` names of
-            `vlm.load_encoders`; `hf:` names of `eval.peers.load`; `inception:FILE` of `eval.inception`.
+        name: what `vlm.load` takes, with or without `vlm:` before it, whose pair of encoders embeds and classifies
+            where it has one; `open_clip:` and `timm:` names of `vlm.load_encoders`; `hf:` names of `eval.peers.load`;
+            `inception:FILE` of `eval.inception`.
         task: a key of `TASKS`.
         device: where it runs.
 
@@ -184,6 +227,8 @@ def load(name: str, task: str, device: str) -> EvalModel:
         ArgumentError: the model cannot do the task.
         ModelError: there is no such model.
     """
+    import vlm
+
     if name.startswith("hf:"):
         from eval import peers
 
@@ -193,12 +238,14 @@ def load(name: str, task: str, device: str) -> EvalModel:
 
         model = Inception(name.removeprefix("inception:"), device)
     elif name.startswith(("open_clip:", "timm:")):
-        import vlm
-
         encoders = vlm.load_encoders(name, device=device)
         model = ImageEncoder(encoders) if encoders.logit_scale is None else EncoderPair(encoders)
     else:
-        model = VLMModel(name.removeprefix("vlm:"), device)
+        from vlm import hub
+
+        name = name.removeprefix("vlm:")
+        compares = task in ("classify", "embed") and not name.startswith("ofa:") and hub.has_pair(hub.resolve(name))
+        model = EncoderPair(vlm.load_encoders(name, device=device)) if compares else VLMModel(name, device)
     check(model, task)
     return model
 
@@ -247,10 +294,9 @@ def image_features(model: Any, images: Sequence[Any]) -> "np.ndarray":
 def _classifier(model: Any, labels: Sequence[str]) -> Predict:
     if isinstance(model, Classifier):
         return lambda batch, images: [int(label) for label in model.classify(images, labels)]
-    # the class is the mean direction of its sentences, as in CLIP (Radford et al., 2021, section 3.1.4)
-    sentences = [template.format(label) for label in labels for template in TEMPLATES]
-    features = _array(model.encode_text(sentences)).reshape(len(labels), len(TEMPLATES), -1).mean(1)
-    features /= (features**2).sum(1, keepdims=True) ** 0.5  # [labels, dim]
+    from vlm.zero_shot import label_features
+
+    features = label_features(model.encode_text, labels).numpy()  # [labels, dim]
     return lambda batch, images: (_array(model.encode_image(images)) @ features.T).argmax(1).tolist()
 
 
@@ -262,6 +308,16 @@ def _embed(model: Any, batch: Sequence[Item], images: Sequence[Any]) -> list[Any
         {"image": pack(photo), "texts": [pack(next(texts)) for _ in item.references]}
         for item, photo in zip(batch, photos, strict=True)
     ]
+
+
+def _digest(module: "Module") -> str:
+    """Digest of weights by name and value, for models whose files may be any of several formats."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def pack(vector: "np.ndarray") -> str:

@@ -41,17 +41,17 @@ def convert(args: Args) -> Path:
     """Write the folder and return it."""
     import torch
 
-    from vlm.convert.ofa import caption_settings, load_ofa
+    from vlm.convert.ofa import load_ofa
     from vlm.hub import save_model
 
     out = Path(os.path.expanduser(args.out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ArgumentError(f"{args.out!r} exists and is no empty folder; name another")
     name = args.checkpoint.removeprefix("ofa:")
-    model, tokenizer, image = load_ofa(name, tokenizer=args.tokenizer, ema=args.ema, image_size=args.image_size)
+    model, tokenizer, image, asked = load_ofa(name, tokenizer=args.tokenizer, ema=args.ema, image_size=args.image_size)
     dtype = torch.float16 if args.half else torch.float32
     try:
-        save_model(out, model, tokenizer, image, caption_settings(tokenizer), dtype)
+        save_model(out, model, tokenizer, image, asked, dtype)
     except OSError as error:
         raise ArgumentError(f"{args.out!r} cannot be written: {error.strerror}; name another folder") from None
     return out

@@ -79,3 +79,45 @@ def small_clip(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     torch.save(timm.create_model("vit_tiny_patch16_224").state_dict(), path / "vit.pt")
     return path
+
+
+@pytest.fixture(scope="session")
+def all_tasks(tmp_path_factory) -> Path:
+    """The folder of a small model with random weights, which says that it was trained for every task.
+
+    Its decoder is given the question before it answers one, as in OFA's models for VQA.
+    """
+    import torch
+
+    from vlm import hub, prompt
+    from vlm.image import ImageTransform
+    from vlm.models.layers import Seq2SeqConfig
+    from vlm.models.towers import TowerConfig, build_tower
+    from vlm.models.vision_language import VisionLanguageModel
+    from vlm.tokenizer import train_tokenizer
+
+    torch.manual_seed(0)
+    asked = [value for task in prompt.TASKS.values() for value in task.values() if isinstance(value, str)]
+    tokenizer = train_tokenizer([*asked, " yes", " no", " maybe", " a dog", " two cats on a red sofa"], 400, 0, 100)
+    tower = TowerConfig("test_efficientnet")
+    backbone = Seq2SeqConfig(
+        vocab_size=tokenizer.vocab_size,
+        dim=32,
+        heads=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        patch_dim=build_tower(tower).dim,
+        max_source_positions=128,
+        max_target_positions=160,
+        token_bucket_size=16,
+        image_bucket_size=16,
+        dropout=0.0,
+    )
+    module = VisionLanguageModel(tower, backbone).eval()
+    with torch.no_grad():
+        module.backbone.embed.weight *= 20  # otherwise all words are nearly as likely
+    tasks: dict[str, dict[str, Any]] = {task: {} for task in prompt.TASKS}
+    tasks["answer"] = {"prefix": "source"}
+    folder = tmp_path_factory.mktemp("all_tasks")
+    hub.save_model(folder, module, tokenizer, ImageTransform(64), tasks)
+    return folder

@@ -94,25 +94,34 @@ def test_a_folder_holds_three_files_and_their_description(saved):
     assert (saved / "model.safetensors").stat().st_mode == (saved / "config.json").stat().st_mode
 
 
-def test_what_captions_are_asked_travels_with_the_weights(tmp_path):
-    caption = {"prompt": "图片描述了什么内容?", "max_tokens": 16, "allowed": None}
-    hub.save_model(tmp_path / "a", build(), TOKENIZER, TRANSFORM, caption, torch.float32)
-    assert hub.caption_settings(tmp_path / "a") == caption
+def test_what_a_model_does_and_is_asked_travels_with_the_weights(tmp_path):
+    tasks = {"caption": {"prompt": "图片描述了什么内容?", "max_tokens": 16, "allowed": None}, "answer": {}}
+    hub.save_model(tmp_path / "a", build(), TOKENIZER, TRANSFORM, tasks, torch.float32)
+    assert hub.task_settings(tmp_path / "a") == tasks
     assert {tensor.dtype for tensor in load_file(tmp_path / "a" / "model.safetensors").values()} == {torch.float32}
     model = hub.load_model(tmp_path / "a")[0]
     expected = build().state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
 
 
-def test_most_models_ask_as_ever(saved):
-    assert hub.caption_settings(saved) == {}
+def test_a_model_that_says_nothing_captions(saved):
+    assert hub.task_settings(saved) == {"caption": {}}
 
 
-@pytest.mark.parametrize("value", [[1], "what is it?", {"prompt": 3}])
-def test_damaged_caption_settings(folder, value):
-    edit(folder, lambda config: config.update(caption=value))
-    with pytest.raises(ModelError, match=r"config\.json': caption=.* is no object with a prompt and options"):
-        hub.caption_settings(folder)
+@pytest.mark.parametrize(
+    "tasks, reason",
+    [
+        ([1], r"tasks=\[1\] is no object with a name"),
+        ({}, r"tasks=\{\} is no object with a name"),
+        ({"juggle": {}}, "task 'juggle' is unknown; this version knows caption, answer"),
+        ({"caption": "what is it?"}, "caption='what is it.' is no object with a prompt and options"),
+        ({"answer": {"prompt": 3}}, "answer=.* is no object with a prompt and options"),
+    ],
+)
+def test_damaged_tasks(folder, tasks, reason):
+    edit(folder, lambda config: config.update(tasks=tasks))
+    with pytest.raises(ModelError, match=rf"config\.json': {reason}"):
+        hub.task_settings(folder)
 
 
 def test_saving_again_replaces_the_files(folder):

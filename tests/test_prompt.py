@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm import prompt
+from vlm.errors import ArgumentError
 from vlm.generation import GenerationConfig
 from vlm.prompt import CAPTION, CAPTION_OPTIONS, clean_caption, example
 from vlm.tokenizer import Tokenizer, train_tokenizer
@@ -105,6 +106,45 @@ def test_long_texts_are_cut_after_a_word():
     assert prompt.clean_question("One two-three four", 3) == "one two three"
     assert prompt.strip_punctuation("A man, riding (a horse)!", 3) == "A man riding"
     assert prompt.strip_punctuation(" it's  a well-known\tcat. ") == "its a wellknown cat"
+
+
+@pytest.mark.parametrize(
+    "question, filled",
+    [
+        ("What is-this", " what is this?"),
+        ("Is it {red}?", " is it {red}?"),
+        ("it is red. Why? ", " it is red. why?"),
+        ("这是什么？", " 这是什么？"),
+        ("?! why", " why?"),
+    ],
+)
+def test_a_question_ends_with_its_mark(question, filled):
+    assert prompt.fill_question(question) == filled
+
+
+@pytest.mark.parametrize("question", ["", " ", "?", " ??", "...", "？"])
+def test_a_question_without_words_is_none(question):
+    with pytest.raises(ArgumentError, match="holds no words"):
+        prompt.fill_question(question)
+
+
+def test_answers_to_choose_from_stand_once():
+    assert prompt.distinct("label", [" cat", "dog ", "cat", "Cat"]) == ["cat", "dog", "Cat"]
+
+
+@pytest.mark.parametrize("box", [(-5, -5, 30, 10), (10, 0, 110, 60), (99, 49, 200, 200)])
+def test_what_lies_outside_of_the_photo_is_cut_off(box):
+    left, top, right, bottom = prompt.clip_box(box, 100, 50)
+    assert 0 <= left < right <= 100 and 0 <= top < bottom <= 50
+    assert all(
+        cut == given for cut, given, side in zip((left, top), box, (100, 50), strict=False) if 0 <= given <= side
+    )
+
+
+@pytest.mark.parametrize("box", [(1, 2, 3), (5, 5, 5, 9), (9, 5, 5, 9), (100, 0, 120, 50), (0, 0, float("inf"), 9)])
+def test_what_is_no_box_in_the_photo_is_said(box):
+    with pytest.raises(ArgumentError, match="is no box in a photo of 100x50 pixels"):
+        prompt.clip_box(box, 100, 50)
 
 
 @pytest.fixture(scope="module")

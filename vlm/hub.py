@@ -19,11 +19,13 @@ from vlm.models.encoders import ContrastivePair, PairConfig
 from vlm.models.layers import Seq2SeqConfig
 from vlm.models.towers import TimmTower, TowerConfig, build_tower
 from vlm.models.vision_language import VisionLanguageModel
+from vlm.prompt import TASKS
 from vlm.tokenizer import Tokenizer
 
 FORMAT = 1
 BUNDLED = Path(__file__).parent / "weights"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
+SCALE = "_scale"  # behind the name of an int8 matrix: what its rows are multiplied by
 PAIR_FILES = ("pair.json", "pair_tokenizer.json", "pair.safetensors")
 
 
@@ -32,7 +34,7 @@ def save_model(
     model: VisionLanguageModel,
     tokenizer: Tokenizer,
     image: ImageTransform,
-    caption: Mapping[str, Any] | None = None,
+    tasks: Mapping[str, Mapping[str, Any]] | None = None,
     dtype: torch.dtype = torch.float16,
 ) -> None:
     """Write a model's folder.
@@ -42,7 +44,8 @@ def save_model(
         model: any device.
         tokenizer: what the backbone's ids mean.
         image: how photos are prepared; it travels with the weights.
-        caption: how captions are asked for and searched, where it differs from `vlm.prompt`.
+        tasks: what the model was trained for, keys of `vlm.prompt.TASKS`, each with the settings that differ from the
+            ones there; None: captions.
         dtype: of the floating tensors in the file.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -64,8 +67,8 @@ def save_model(
             "sha256": sha256(folder / "tokenizer.json"),
         },
     }
-    if caption:
-        config["caption"] = dict(caption)
+    if tasks is not None:
+        config["tasks"] = {task: dict(settings) for task, settings in tasks.items()}
     _write(folder / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
 
@@ -99,9 +102,25 @@ def load_model(folder: Path) -> tuple[VisionLanguageModel, Tokenizer, ImageTrans
     return model.eval(), tokenizer, image
 
 
+def has_pair(folder: Path) -> bool:
+    """Whether a model's folder holds a contrastive pair, or a part of one."""
+    return any((folder / name).is_file() for name in PAIR_FILES)
+
+
 def save_pair(folder: Path, pair: ContrastivePair, tokenizer: tokenizers.Tokenizer) -> None:
-    """Write a contrastive pair beside the model whose tower it reads; floating tensors are stored as float16."""
-    tensors = {name: tensor.half().cpu().contiguous() for name, tensor in pair.state_dict().items()}
+    """Write a contrastive pair beside the model whose tower it reads.
+
+    Matrices are stored as int8 with a scale a row, embeddings and vectors as float16.
+    """
+    embeddings = {f"{name}.weight" for name, module in pair.named_modules() if isinstance(module, torch.nn.Embedding)}
+    tensors: dict[str, torch.Tensor] = {}
+    for name, tensor in pair.state_dict().items():
+        if tensor.ndim == 2 and name not in embeddings:
+            scale = (tensor.abs().amax(1, keepdim=True) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+            tensors[name], tensors[name + SCALE] = (tensor / scale).round().to(torch.int8), scale
+        else:
+            tensors[name] = tensor.half()
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     _write(folder / "pair.safetensors", save(tensors, {"format": "pt"}))
     text = tokenizer.to_str().encode()
     _write(folder / "pair_tokenizer.json", text)
@@ -143,18 +162,22 @@ def _write(file: Path, data: bytes) -> None:
     os.replace(partial, file)
 
 
-def caption_settings(folder: Path) -> dict[str, Any]:
-    """How a model's captions are asked for and searched, where it differs from `vlm.prompt`: `prompt`, and options.
+def task_settings(folder: Path) -> dict[str, dict[str, Any]]:
+    """What a model was trained for, and for each task the settings that differ from `vlm.prompt.TASKS`.
 
     Raises:
         ModelError: `config.json` is damaged.
     """
-    settings = _read_config(folder / "config.json").get("caption", {})
-    if not isinstance(settings, dict) or not isinstance(settings.get("prompt", ""), str):
-        raise ModelError(
-            f"{str(folder / 'config.json')!r}: caption={settings!r} is no object with a prompt and options"
-        )
-    return settings
+    file = folder / "config.json"
+    tasks = _read_config(file).get("tasks", {"caption": {}})
+    if not isinstance(tasks, dict) or not tasks:
+        raise ModelError(f"{str(file)!r}: tasks={tasks!r} is no object with a name and an object for each task")
+    for task, settings in tasks.items():
+        if task not in TASKS:
+            raise ModelError(f"{str(file)!r}: task {task!r} is unknown; this version knows {', '.join(TASKS)}")
+        if not isinstance(settings, dict) or not isinstance(settings.get("prompt", ""), str):
+            raise ModelError(f"{str(file)!r}: {task}={settings!r} is no object with a prompt and options")
+    return tasks
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -182,14 +205,21 @@ def _fill(model: torch.nn.Module, file: Path) -> None:
         tensor = tensors.pop(name, None)
         if tensor is None:
             raise ModelError(f"{str(file)!r} lacks the tensor {name}")
+        scale = tensors.pop(name + SCALE, None)
         if tensor.shape != expected.shape:
             raise ModelError(
                 f"{str(file)!r}: {name} has shape {tuple(tensor.shape)}, its config says {tuple(expected.shape)}"
             )
-        state[name] = tensor.to(expected.dtype)
+        state[name] = tensor.to(expected.dtype) if scale is None else _widen(file, name, tensor, scale, expected)
     if tensors:
         raise ModelError(f"{str(file)!r} holds {next(iter(tensors))}, which this model does not have")
     model.load_state_dict(state, assign=True)
+
+
+def _widen(file: Path, name: str, tensor: torch.Tensor, scale: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    if scale.shape != (len(expected), 1) or tensor.dtype != torch.int8:
+        raise ModelError(f"{str(file)!r}: {name}{SCALE} has shape {tuple(scale.shape)}, not one scale a row of int8")
+    return tensor.to(expected.dtype) * scale.to(expected.dtype)
 
 
 def sha256(file: Path) -> str:

@@ -1,49 +1,54 @@
-"""The object that `vlm.load` returns: photos in, sentences out."""
+"""The object that `vlm.load` returns: photos, questions and texts in, sentences, boxes and labels out."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from vlm import hub, prompt
+from vlm.asking import Answer, Asker, each_photo
 from vlm.errors import ArgumentError, ImageError
-from vlm.generation import GenerationConfig, generate
 from vlm.image import MAX_PIXELS, ImageSource, ImageTransform, load_image
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.threads import ordered_map
-from vlm.tokenizer import BOS, EOS, Tokenizer
+from vlm.tokenizer import Tokenizer
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+Caption = Answer
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Caption:
-    """A sentence about a photo.
+class Photo:
+    """A photo that was encoded once, to be asked as often as wanted.
 
     Attributes:
-        text: the sentence.
-        score: mean log-probability of its tokens, divided by the length to the power of the length penalty.
+        patches: features of `Model.encode_images`, `[height, width, patch_dim]`.
+        size: width and height in pixels.
     """
 
-    text: str
-    score: float
-
-    def __str__(self) -> str:
-        return self.text
+    patches: Tensor
+    size: tuple[int, int]
 
 
-class Model:
+Picture: TypeAlias = "ImageSource | Photo"
+
+
+class Model(Asker):
     """A vision-language model with its tokenizer and image transform.
+
+    Questions about photos come in two forms: a method named by a verb asks one photo and gives the answer alone; one
+    named by a plural asks photo by photo, with all that the model knows of the answers. Both take a `Photo` of `look`
+    wherever they take a picture, so that it is encoded once; `ask_each` streams many photos through any of them.
 
     Attributes:
         module: the networks, an ordinary `nn.Module` in evaluation mode.
         tokenizer: text to ids.
         transform: a photo to what the tower reads.
         name: what it was loaded by.
-        caption_settings: the instruction for captions (`prompt`), and the fields of `GenerationConfig` they are
-            searched with.
+        tasks: what it was trained for, and how each is asked and searched, see `vlm.prompt.TASKS`.
     """
 
     def __init__(
@@ -52,15 +57,10 @@ class Model:
         tokenizer: Tokenizer,
         transform: ImageTransform,
         name: str = "",
-        caption_settings: Mapping[str, Any] | None = None,
+        tasks: Mapping[str, Mapping[str, Any]] | None = None,
     ):
-        self.module, self.tokenizer, self.transform, self.name = module, tokenizer, transform, name
-        standard = {"prompt": prompt.CAPTION, **prompt.CAPTION_OPTIONS, "allowed": tokenizer.text_range}
-        self.caption_settings: dict[str, Any] = {**standard, **(caption_settings or {})}
-
-    @property
-    def device(self) -> torch.device:
-        return self.module.backbone.embed.weight.device
+        super().__init__(module, tokenizer, name, tasks)
+        self.transform = transform
 
     def to(self, device: str | torch.device) -> "Model":
         """Move the networks.
@@ -95,7 +95,58 @@ class Model:
         """
         return self.module.tower(images.to(self.device, memory_format=torch.channels_last))
 
-    @torch.inference_mode()
+    def look(self, images: Sequence[Picture], *, max_pixels: int = MAX_PIXELS) -> list[Photo]:
+        """Encode photos together, the same object once; those that are a `Photo` stay as they are.
+
+        Raises:
+            ImageError: a photo cannot be used.
+        """
+        distinct = {id(image): image for image in images}
+        photos = self._encode([self._prepare(image, max_pixels) for image in distinct.values()])
+        looked = dict(zip(distinct, photos, strict=True))
+        return [looked[id(image)] for image in images]
+
+    def _prepare(self, image: Picture, max_pixels: int) -> Photo | tuple[Tensor, tuple[int, int]]:
+        if isinstance(image, Photo):
+            return image
+        picture = load_image(image, max_pixels=max_pixels)
+        return self.transform(picture), picture.size
+
+    def _encode(self, prepared: Sequence[Photo | tuple[Tensor, tuple[int, int]]]) -> list[Photo]:
+        new = [item for item in prepared if not isinstance(item, Photo)]
+        grids = iter(self.encode_images(torch.stack([pixels for pixels, _ in new])) if new else ())
+        return [item if isinstance(item, Photo) else Photo(next(grids), item[1]) for item in prepared]
+
+    def ask_each(
+        self,
+        images: Sequence[Picture],
+        ask: Callable[[list[Photo]], Iterable[Result]],
+        *,
+        batch_size: int = 16,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Iterator[Result | ImageError]:
+        """Ask many photos; one that cannot be used is lost alone.
+
+        Photos are decoded on threads while the networks read the batch before.
+
+        Args:
+            images: paths, bytes, file objects, PIL images, arrays or tensors, of any sizes.
+            ask: photos to one result each, such as `lambda photos: model.answers(photos, ["how many?"] * len(photos))`.
+            batch_size: photos that go through the networks together; it does not change what is said of them.
+            max_pixels: larger photos are refused.
+
+        Yields:
+            For each photo, in order, its result, or what is wrong with it.
+        """
+        yield from each_photo(
+            images,
+            lambda image: self._prepare(image, max_pixels),
+            lambda prepared: ask(self._encode(prepared)),
+            batch_size,
+        )
+
+    # Captions
+
     def caption_patches(
         self, patches: Tensor, *, num_captions: int = 1, seed: int | None = None, **options
     ) -> list[list[Caption]]:
@@ -105,67 +156,39 @@ class Model:
             patches: from `encode_images`.
             num_captions: sentences a photo, the best first.
             seed: of the random numbers, where `sample` is set.
-            options: fields of `GenerationConfig` that shall differ from `caption_settings`.
+            options: fields of `GenerationConfig` that shall differ from `tasks["caption"]`.
 
         Raises:
-            ArgumentError: options that exclude each other.
+            ArgumentError: options that exclude each other, or the model does not caption.
         """
-        settings = dict(self.caption_settings)
-        ids = torch.tensor([BOS, *self.tokenizer.encode(settings.pop("prompt")), EOS], device=self.device)
-        config = caption_config(num_captions, settings, **options)
-        encoded = self.module.backbone.encode(ids.expand(len(patches), -1), patches)
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-        found = generate(self.module.backbone, encoded, config, generator=generator)
-        return [
-            [Caption(self.tokenizer.decode(h.ids).strip(), h.score) for h in hypotheses[:num_captions]]
-            for hypotheses in found
-        ]
+        ids = self.tokenizer.encode(self.settings("caption")["prompt"])
+        found = self.write("caption", [ids] * len(patches), list(patches), count=num_captions, seed=seed, **options)
+        return [captions[:num_captions] for captions in found]
 
     def caption_each(
         self,
-        images: Sequence[ImageSource],
+        images: Sequence[Picture],
         *,
         num_captions: int = 1,
         batch_size: int = 16,
         max_pixels: int = MAX_PIXELS,
         **options,
     ) -> Iterator[list[Caption] | ImageError]:
-        """Describe many photos; one that cannot be used is lost alone.
-
-        Photos are decoded on threads while the networks read the batch before.
-
-        Args:
-            images: paths, bytes, file objects, PIL images, arrays or tensors, of any sizes.
-            num_captions: sentences a photo.
-            batch_size: photos that go through the networks together; it does not change the sentences.
-            max_pixels: larger photos are refused.
-            options: see `caption_patches`.
+        """Describe many photos, as `ask_each`; `num_captions` and `options` as in `caption_patches`.
 
         Yields:
             For each photo, in order, its captions, the best first, or what is wrong with it.
-
-        Raises:
-            ArgumentError: options that exclude each other.
         """
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size={batch_size} is below 1; give 1 or more")
+        return self.ask_each(
+            images,
+            lambda photos: self.caption_patches(
+                torch.stack([photo.patches for photo in photos]), num_captions=num_captions, **options
+            ),
+            batch_size=batch_size,
+            max_pixels=max_pixels,
+        )
 
-        def prepare(image: ImageSource) -> Tensor | ImageError:
-            try:
-                return self.prepare(image, max_pixels=max_pixels)
-            except ImageError as error:
-                return error
-
-        prepared = ordered_map(prepare, images, ahead=2 * batch_size)
-        while part := list(islice(prepared, batch_size)):
-            good = [image for image in part if not isinstance(image, ImageError)]
-            found: Iterator[list[Caption]] = iter(())
-            if good:
-                patches = self.encode_images(torch.stack(good))
-                found = iter(self.caption_patches(patches, num_captions=num_captions, **options))
-            yield from (image if isinstance(image, ImageError) else next(found) for image in part)
-
-    def captions(self, images: Sequence[ImageSource], **options) -> list[list[Caption]]:
+    def captions(self, images: Sequence[Picture], **options) -> list[list[Caption]]:
         """Describe photos; arguments as in `caption_each`.
 
         Raises:
@@ -179,29 +202,216 @@ class Model:
             found.append(captions)
         return found
 
-    def caption(self, image: ImageSource, **options) -> str:
+    def caption(self, image: Picture, **options) -> str:
         """Describe one photo in one sentence; arguments and errors as in `captions`."""
         return self.captions([image], **options)[0][0].text
 
+    # Questions, boxes, sentences and labels
 
-def caption_config(num_captions: int, settings: Mapping[str, Any], **options) -> GenerationConfig:
-    """How captions are searched: a model's `settings`, changed by `options`.
+    def answers(
+        self,
+        images: Sequence[Picture],
+        questions: Sequence[str],
+        *,
+        choices: Sequence[str] | None = None,
+        score_all: bool = False,
+        objects: Sequence[Sequence[str]] | None = None,
+        prefix: prompt.Prefix | None = None,
+        **options,
+    ) -> list[list[Answer]]:
+        """Answer one question about each photo.
 
-    Raises:
-        ArgumentError: an unknown option, or more captions than beams.
-    """
-    settings = {**settings, **options}
-    if settings.get("sample") and "beams" not in options:
-        settings["beams"] = num_captions  # each is a draw of its own
-    try:
-        config = GenerationConfig(**settings)
-    except TypeError as error:
-        raise ArgumentError(f"captions know no such option: {str(error).split('argument ')[-1]}") from None
-    if not 1 <= num_captions <= config.beams:
-        raise ArgumentError(
-            f"num_captions={num_captions} with beams={config.beams}; give 1 to {config.beams}, or more beams"
-        )
-    return config
+        Args:
+            images: as often the same one as it is asked about.
+            questions: one for each of them.
+            choices: the only answers that may be given; None: any text.
+            score_all: weigh every one of `choices`, not only those that a beam search meets. Their probabilities sum
+                to 1.
+            objects: names of things seen in each photo, which some models of OFA read behind the question.
+            prefix: what the decoder is given before it answers, see `vlm.prompt.example`; None: the model's own.
+            options: fields of `GenerationConfig` that shall differ from `tasks["answer"]`.
+
+        Returns:
+            For each question its answers, the best first.
+
+        Raises:
+            ImageError: a photo cannot be used.
+            ArgumentError: the model does not answer questions, one holds no words, or options exclude each other.
+        """
+        instruction = self.settings("answer")["prompt"]
+        seen = [()] * len(questions) if objects is None else objects
+        ids = [
+            prompt.question_ids(self.tokenizer, question, names, instruction)
+            for question, names in zip(questions, seen, strict=True)
+        ]
+        patches = [photo.patches for photo in self.look(images)]
+        if score_all:
+            if choices is None or options:
+                raise ArgumentError("score_all weighs given answers and searches none: give choices, and no options")
+            return self.weigh("answer", ids, patches, prompt.distinct("answer", choices), prefix)
+        return self.write("answer", ids, patches, choices=choices, prefix=prefix, **options)
+
+    def answer(self, image: Picture, question: str, *, objects: Sequence[str] = (), **options) -> str:
+        """Answer one question about one photo; arguments and errors as in `answers`."""
+        return self.answers([image], [question], objects=[objects], **options)[0][0].text
+
+    def boxes(self, images: Sequence[Picture], phrases: Sequence[str], **options) -> list[Box | None]:
+        """Find what a phrase names, one in each photo.
+
+        Args:
+            images: as often the same one as it is asked about.
+            phrases: one for each of them.
+            options: fields of `GenerationConfig` that shall differ from `tasks["ground"]`.
+
+        Returns:
+            Left, top, right and bottom, in pixels of the photo; None where the model wrote no box.
+
+        Raises:
+            ImageError: a photo cannot be used.
+            ArgumentError: the model finds nothing, a phrase holds no words, or options exclude each other.
+        """
+        settings = self.settings("ground")
+        ids = [self.tokenizer.encode(settings["prompt"].format(prompt.words("phrase", text))) for text in phrases]
+        photos = self.look(images)
+        found = self.write("ground", ids, [photo.patches for photo in photos], **options)
+        size = settings["box_pixels"] or self.transform.size
+        read = [
+            [prompt.read_box(self.tokenizer, answer.ids, *photo.size, size) for answer in answers]
+            for answers, photo in zip(found, photos, strict=True)
+        ]
+        return [next((box for box in boxes if box), None) for boxes in read]
+
+    def ground(self, image: Picture, phrase: str, **options) -> Box | None:
+        """Find what a phrase names in one photo; arguments and errors as in `boxes`."""
+        return self.boxes([image], [phrase], **options)[0]
+
+    def region_captions(
+        self, images: Sequence[Picture], boxes: Sequence[Sequence[float]], **options
+    ) -> list[list[Answer]]:
+        """Describe one region of each photo.
+
+        Args:
+            images: as often the same one as it is asked about.
+            boxes: left, top, right and bottom, in pixels of the photo; what is outside of it is cut off.
+            options: fields of `GenerationConfig` that shall differ from `tasks["describe_region"]`.
+
+        Returns:
+            For each region its descriptions, the best first.
+
+        Raises:
+            ImageError: a photo cannot be used.
+            ArgumentError: the model describes no regions, a box is none, or options exclude each other.
+        """
+        settings = self.settings("describe_region")
+        photos = self.look(images)
+        size = settings["box_pixels"] or self.transform.size
+        ids = [
+            self.tokenizer.encode(settings["prompt"])
+            + prompt.box_locations(self.tokenizer, prompt.clip_box(box, *photo.size), *photo.size, size)
+            for box, photo in zip(boxes, photos, strict=True)
+        ]
+        return self.write("describe_region", ids, [photo.patches for photo in photos], **options)
+
+    def describe_region(self, image: Picture, box: Sequence[float], **options) -> str:
+        """Describe one region of one photo; arguments and errors as in `region_captions`."""
+        return self.region_captions([image], [box], **options)[0][0].text
+
+    def judgements(
+        self,
+        images: Sequence[Picture],
+        hypotheses: Sequence[str],
+        captions: Sequence[str] | None = None,
+        *,
+        prefix: prompt.Prefix | None = None,
+    ) -> list[list[Answer]]:
+        """Say whether a sentence follows from each photo.
+
+        Args:
+            images: as often the same one as it is asked about.
+            hypotheses: one sentence for each of them.
+            captions: what is known of each photo, which is judged with it; None, or an empty one: the photo alone.
+            prefix: what the decoder is given before it answers, see `vlm.prompt.example`; None: the model's own.
+
+        Returns:
+            For each sentence `entailment`, `contradiction` and `neutral`, the likeliest first.
+
+        Raises:
+            ImageError: a photo cannot be used.
+            ArgumentError: the model judges no sentences, or one holds no words.
+        """
+        settings = self.settings("entail")
+        ids = []
+        for hypothesis, caption in zip(hypotheses, captions or [""] * len(hypotheses), strict=True):
+            sentences = [prompt.words("sentence", hypothesis)]
+            if caption.strip():
+                sentences.insert(0, prompt.words("caption", caption))
+            instruction = settings["prompt_with_caption" if len(sentences) > 1 else "prompt"]
+            ids.append(self.tokenizer.encode(instruction.format(*sentences)))
+        labels = {answer.strip(): label for label, answer in prompt.ENTAIL_ANSWERS.items()}
+        patches = [photo.patches for photo in self.look(images)]
+        found = self.weigh("entail", ids, patches, list(labels), prefix)
+        return [[replace(answer, text=labels[answer.text]) for answer in answers] for answers in found]
+
+    def entail(self, image: Picture, hypothesis: str, caption: str | None = None, **options) -> str:
+        """Say whether a sentence follows from one photo: `entailment`, `contradiction` or `neutral`.
+
+        Arguments and errors as in `judgements`.
+        """
+        return self.judgements([image], [hypothesis], [caption or ""], **options)[0][0].text
+
+    def classes(self, images: Sequence[Picture], labels: Sequence[str]) -> list[list[Answer]]:
+        """Weigh labels as answers to what each photo shows.
+
+        Returns:
+            For each photo all labels, the likeliest first; their probabilities sum to 1.
+
+        Raises:
+            ImageError: a photo cannot be used.
+            ArgumentError: the model was not trained for it, or there are no labels.
+        """
+        ids = self.tokenizer.encode(self.settings("classify")["prompt"])
+        patches = [photo.patches for photo in self.look(images)]
+        return self.weigh("classify", [ids] * len(patches), patches, prompt.distinct("label", labels))
+
+    def classify(self, image: Picture, labels: Sequence[str]) -> str:
+        """The likeliest label of one photo; errors as in `classes`."""
+        return self.classes([image], labels)[0][0].text
+
+    # Text alone
+
+    def summaries(self, texts: Sequence[str], **options) -> list[list[Answer]]:
+        """Summarise texts in a sentence each; what is behind 512 words is not read.
+
+        Args:
+            texts: articles.
+            options: fields of `GenerationConfig` that shall differ from `tasks["summarize"]`.
+
+        Returns:
+            For each text its summaries, the best first.
+
+        Raises:
+            ArgumentError: the model does not summarise, a text holds no words, or options exclude each other.
+        """
+        instruction = self.settings("summarize")["prompt"]
+        cleaned = [prompt.words("text", text, prompt.MAX_ARTICLE_WORDS).replace("<unk>", "unk") for text in texts]
+        return self.write("summarize", [self.tokenizer.encode(instruction.format(text)) for text in cleaned], **options)
+
+    def summarize(self, text: str, **options) -> str:
+        """Summarise one text; arguments and errors as in `summaries`."""
+        return self.summaries([text], **options)[0][0].text
+
+    def completions(self, texts: Sequence[str], **options) -> list[list[Answer]]:
+        """Write out texts with gaps, each written `<mask>`: `a dog <mask> in the snow`.
+
+        Arguments, result and errors as in `summaries`; settings are `tasks["complete"]`.
+        """
+        instruction = self.settings("complete")["prompt"]
+        ids = [prompt.gap_ids(self.tokenizer, text, instruction) for text in texts]
+        return self.write("complete", ids, **options)
+
+    def complete(self, text: str, **options) -> str:
+        """Write out one text; arguments and errors as in `completions`."""
+        return self.completions([text], **options)[0][0].text
 
 
 def load(name: str = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | Path | None = None) -> Model:
@@ -218,11 +428,11 @@ def load(name: str = "tiny", *, device: str | torch.device = "cpu", tokenizer: s
         ArgumentError: the device cannot be used, or `tokenizer` is given for a model that has its own.
     """
     if name.startswith("ofa:"):
-        from vlm.convert.ofa import caption_settings, load_ofa
+        from vlm.convert.ofa import load_ofa
 
-        module, words, transform = load_ofa(name.removeprefix("ofa:"), tokenizer=tokenizer)
-        return Model(module, words, transform, name, caption_settings(words)).to(device)
+        module, words, transform, tasks = load_ofa(name.removeprefix("ofa:"), tokenizer=tokenizer)
+        return Model(module, words, transform, name, tasks).to(device)
     if tokenizer is not None:
         raise ArgumentError(f"tokenizer={str(tokenizer)!r} is for names that begin with ofa:; {name!r} has its own")
     folder = hub.resolve(name)
-    return Model(*hub.load_model(folder), name, hub.caption_settings(folder)).to(device)
+    return Model(*hub.load_model(folder), name, hub.task_settings(folder)).to(device)

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 
 import vlm
+from eval import models
 from tasks import convert
-from vlm import hub
+from vlm import hub, prompt
 from vlm.errors import ArgumentError, ModelError
 from vlm.generation import GenerationConfig, generate
 from vlm.image import ImageTransform
@@ -102,6 +103,13 @@ def test_a_folder_of_transformers_and_the_hub(small, checkpoint, vocabulary, pho
     found = outputs(model, photo)
     assert found[0] == expected[0] and torch.equal(found[1], expected[1])
 
+    # the harness knows them too, by the same digest, whatever the format
+    write_vocabulary(checkpoint.parent)
+    adapters: list[Any] = [models.load(f"ofa:{name}", "answer", "cpu") for name in (checkpoint, folder)]
+    assert adapters[0].weights == adapters[1].weights
+    (answer,) = adapters[0].answer([adapters[0].prepare(photo)], ["why?"])
+    assert answer == vlm.load(f"ofa:{checkpoint}").answer(photo, "why?")
+
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns, ignore_patterns: str(folder))
     assert vlm.load("ofa:OFA-Sys/ofa-small").tokenizer.vocab_size == SIZES["vocab"]
 
@@ -138,8 +146,32 @@ def test_a_converted_folder_loads_without_the_original(checkpoint, vocabulary, p
     model = vlm.load(str(out))
     found = outputs(model, photo)
     assert found[0] == expected[0] and torch.equal(found[1], expected[1])
-    assert model.caption_settings["allowed"] is None and model.caption_settings["max_tokens"] == 16
+    assert model.tasks["caption"]["allowed"] is None and model.tasks["caption"]["max_tokens"] == 16
     assert {t.dtype for t in load_file(out / "model.safetensors").values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    "kind, prefix", [(None, "none"), ("none", "none"), ("src", "source_and_end"), ("prev_output", "source")]
+)
+def test_a_checkpoint_says_what_its_decoder_reads_before_it_answers(
+    small, checkpoint, vocabulary, tmp_path, capsys, kind, prefix
+):
+    task = {"patch_image_size": 64} | ({"prompt_type": kind} if kind else {})
+    file = small.file(
+        checkpoint, model=small.tensors(**SIZES), cfg={"task": task, "model": small.namespace(**POSITIONS)}
+    )
+    assert run(capsys, file, tmp_path / "new", "--tokenizer", vocabulary)[0] == 0
+    for model in (vlm.load(f"ofa:{file}", tokenizer=vocabulary), vlm.load(str(tmp_path / "new"))):
+        assert model.tasks["answer"]["prefix"] == model.tasks["entail"]["prefix"] == prefix
+        assert set(model.tasks) == set(prompt.TASKS)
+        assert {settings["allowed"] for settings in model.tasks.values()} == {None}
+
+
+def test_an_unknown_kind_of_prompt_is_named(small, checkpoint, vocabulary):
+    task = {"patch_image_size": 64, "prompt_type": "new"}
+    file = small.file(checkpoint, cfg={"task": task, "model": small.namespace(**POSITIONS)})
+    with pytest.raises(ModelError, match=r"ofa\.pt': prompt_type='new' is not supported"):
+        vlm.load(f"ofa:{file}", tokenizer=vocabulary)
 
 
 def test_options_of_the_command(checkpoint, vocabulary, tmp_path, capsys):
@@ -180,6 +212,7 @@ def test_chinese_models_are_asked_in_chinese(small, tmp_path, capsys):
     file = small.file(tmp_path / "cn.pt", model=small.tensors(**sizes), cfg=cfg)
     assert run(capsys, file, tmp_path / "cn", "--tokenizer", folder)[0] == 0
     for model in (vlm.load(f"ofa:{file}", tokenizer=folder), vlm.load(str(tmp_path / "cn"))):
-        assert model.caption_settings["prompt"] == "图片描述了什么内容?"
-        assert model.tokenizer.encode(model.caption_settings["prompt"]) == list(range(6, 16))
+        assert model.tasks["caption"]["prompt"] == "图片描述了什么内容?"
+        assert model.tokenizer.encode(model.tasks["caption"]["prompt"]) == list(range(6, 16))
+        assert model.tasks["ground"]["prompt"] == '这段文字" {} "描述的是哪个区域？'
     assert isinstance(model.caption(Image.new("RGB", (70, 60), "red")), str)

@@ -2,8 +2,10 @@
 
 import json
 import pickle
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -152,6 +154,89 @@ def test_a_model_is_refused_with_what_it_can_do():
 def test_names_may_say_where_the_model_is_from(random_model):
     model = models.load(f"vlm:{random_model}", "caption", "cpu")
     assert model.name == str(random_model)
+
+
+def test_a_model_of_every_task_gives_what_its_library_gives(all_tasks, data):
+    import vlm
+
+    photos = [data / "cat/cat.jpg", data / "rocket/rocket.jpg"]
+    library = vlm.load(str(all_tasks))
+    tasks = ("answer", "ground", "entail", "classify")
+    loaded: dict[str, Any] = {task: models.load(str(all_tasks), task, "cpu") for task in tasks}
+    cat, rocket = map(loaded["answer"].prepare, photos)
+    prepared = [cat, cat, rocket]
+    asked = [photos[0], *photos]
+
+    questions = ["is it red?", "what is it?", "is it red?"]
+    sizes = []
+    encode = loaded["answer"].model.encode_images
+    loaded["answer"].model.encode_images = lambda images: sizes.append(len(images)) or encode(images)
+    found = loaded["answer"].answer(prepared, questions)
+    assert found == [library.answer(photo, question) for photo, question in zip(asked, questions, strict=True)]
+    assert sizes == [2]  # the cat once
+
+    phrases = ["the sofa", "a dog", "a dog"]
+    boxes = loaded["ground"].ground(prepared, phrases)
+    for box, photo, phrase in zip(boxes, asked, phrases, strict=True):
+        width, height = library.look([photo])[0].size
+        pixels = library.ground(photo, phrase) or (0, 0, 0, 0)
+        assert [x * side for x, side in zip(box, (width, height) * 2, strict=True)] == pytest.approx(pixels)
+
+    premises = ["", "a red sofa", ""]
+    labels = loaded["entail"].entail(prepared, phrases, premises)
+    assert labels == [library.entail(*given) for given in zip(asked, phrases, premises, strict=True)]
+    names = list(COLOURS)
+    assert [names[i] for i in loaded["classify"].classify(prepared, names)] == [
+        library.classify(photo, names) for photo in asked
+    ]
+    assert loaded["answer"].settings("answer")["prefix"] == "source"
+    assert loaded["ground"].settings("featurize") == {}
+
+
+def test_a_model_of_every_task_runs_the_benchmarks(all_tasks, data):
+    import vlm
+
+    (data / "vqa.json").write_text(json.dumps([{"image": "cat/cat.jpg", "question": "what?", "answer": "x"}]))
+    results = measure(models.load(str(all_tasks), "answer", "cpu"), "vqa_json", data, "vqa")
+    assert results["prompt"] == " {}" and results["settings"]["normalize"] is False
+    (item,) = report.read(data.parent / "out")[1]
+    assert item["prediction"] == vlm.load(str(all_tasks)).answer(data / "cat/cat.jpg", "what?")
+
+
+def test_a_model_that_only_captions_has_no_other_methods(random_model):
+    model = models.load(str(random_model), "caption", "cpu")
+    assert isinstance(model, models.Captioner)
+    assert not isinstance(model, models.Answerer | models.Grounder | models.Entailer | models.Classifier)
+
+
+def test_the_pair_of_a_folder_embeds_and_classifies(random_model, tmp_path, data):
+    import tokenizers
+    import torch
+
+    import vlm
+    from vlm import hub
+    from vlm.models.encoders import ContrastivePair, PairConfig, TextConfig
+
+    folder = Path(shutil.copytree(random_model, tmp_path / "both"))
+    torch.manual_seed(0)
+    text = TextConfig(vocab_size=20, dim=16, layers=1, heads=2, ffn_dim=16, max_positions=16)
+    width = vlm.load(str(folder)).module.tower.dim
+    words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "a", "photo", "of", *COLOURS, "."])}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    hub.save_pair(folder, ContrastivePair(PairConfig(width, dim=8, text=text)).eval(), tokenizer)
+
+    assert isinstance(models.load(str(folder), "embed", "cpu"), models.EncoderPair)
+    assert isinstance(models.load(str(folder), "caption", "cpu"), models.VLMModel)
+    model = models.load(str(folder), "classify", "cpu")
+    assert model.settings("classify")["templates"] == ["a photo of a {}."]
+    encoders = vlm.load_encoders(str(folder))
+    photos = [data / name / f"{name}.jpg" for name in COLOURS]
+    with torch.no_grad():
+        texts = encoders.encode_text([f"a photo of a {name}." for name in COLOURS])
+        right = ((encoders.encode_image(photos) @ texts.T).argmax(1) == torch.arange(3)).float().mean().item()
+    results = measure(model, "class_folders", data, "all")
+    assert results["figures"]["accuracy"]["value"] == pytest.approx(100 * right)
 
 
 def test_vectors_keep_every_bit():

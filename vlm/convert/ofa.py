@@ -106,8 +106,8 @@ def _unknown(name: str) -> str:
 
 def load_ofa(
     name: str | Path, *, tokenizer: str | Path | None = None, ema: bool = False, image_size: int | None = None
-) -> tuple[VisionLanguageModel, Tokenizer, ImageTransform]:
-    """Load an OFA checkpoint with its vocabulary and its image transform.
+) -> tuple[VisionLanguageModel, Tokenizer, ImageTransform, dict[str, dict[str, Any]]]:
+    """Load an OFA checkpoint with its vocabulary, its image transform and how it is asked (`task_settings`).
 
     Args:
         name: a fairseq `.pt` file, a folder of the port to transformers, or a repository of the Hugging Face hub.
@@ -128,13 +128,31 @@ def load_ofa(
     checkpoint = read_checkpoint(path, ema)
     model = load_checkpoint(checkpoint, words)
     image = checkpoint.settings.image
-    return model, words, image if image_size is None else replace(image, size=image_size)
+    image = image if image_size is None else replace(image, size=image_size)
+    return model, words, image, task_settings(words, checkpoint.settings.prefix)
 
 
-def caption_settings(tokenizer: Tokenizer) -> dict[str, Any]:
-    """How the original captions: 16 tokens at most, over the whole vocabulary; Chinese models by a Chinese prompt."""
-    instruction = prompt.CAPTION_CHINESE if is_chinese(tokenizer) else prompt.CAPTION
-    return {"prompt": instruction, "max_tokens": 16, "allowed": None}
+def task_settings(tokenizer: Tokenizer, prefix: prompt.Prefix) -> dict[str, dict[str, Any]]:
+    """What the original asks, and how: over the whole vocabulary, boxes in pixels; Chinese models in Chinese.
+
+    A checkpoint that was tuned for one task can still be asked anything.
+
+    Args:
+        tokenizer: the model's.
+        prefix: what the decoder is given before answers, see `Settings`.
+    """
+    tasks: dict[str, dict[str, Any]] = {task: {"allowed": None} for task in prompt.TASKS}
+    for task in ("answer", "entail"):
+        tasks[task]["prefix"] = prefix
+    for task in ("ground", "describe_region"):
+        tasks[task]["box_pixels"] = None
+    for task in ("caption", "describe_region"):
+        tasks[task]["max_tokens"] = 16
+    if is_chinese(tokenizer):
+        tasks["caption"]["prompt"] = tasks["classify"]["prompt"] = prompt.CAPTION_CHINESE
+        tasks["ground"]["prompt"] = prompt.GROUND_CHINESE
+        tasks["summarize"]["prompt"] = prompt.SUMMARIZE_CHINESE
+    return tasks
 
 
 def load_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer | None = None) -> VisionLanguageModel:

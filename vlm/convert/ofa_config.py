@@ -11,6 +11,7 @@ from typing import Any
 from vlm.image import ImageTransform
 from vlm.models.layers import Seq2SeqConfig
 from vlm.models.towers import TowerConfig
+from vlm.prompt import Prefix
 
 BLOCKS = {  # bottlenecks in the three stages of the tower, whatever the name says elsewhere
     "resnet18": (2, 2, 2),
@@ -22,6 +23,12 @@ BLOCKS = {  # bottlenecks in the three stages of the tower, whatever the name sa
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 # sides of the photos that the publisher's examples of the port show each model, by its width; 480 for larger ones
 HUB_IMAGE_SIZES = {256: 256, 512: 256, 768: 384}
+PREFIXES: dict[str | None, Prefix] = {  # the original's `prompt_type`
+    None: "none",
+    "none": "none",
+    "src": "source_and_end",
+    "prev_output": "source",
+}
 BATCH_NORM_EPS, SYNC_BATCH_NORM_EPS = 1e-5, 1e-3  # the original's synchronised batch norm has another than torch's
 
 
@@ -34,12 +41,14 @@ class Settings:
         tower: the image tower.
         image: how photos were prepared.
         batch_norm_eps: of the tower.
+        prefix: what the decoder was given before answers to questions and to hypotheses.
     """
 
     backbone: Seq2SeqConfig
     tower: TowerConfig
     image: ImageTransform
     batch_norm_eps: float
+    prefix: Prefix = "none"
 
 
 def from_fairseq(values: Mapping[str, Any]) -> Settings:
@@ -81,7 +90,10 @@ def from_fairseq(values: Mapping[str, Any]) -> Settings:
     )
     normalisation = IMAGENET if values.get("imagenet_default_mean_and_std") else {}
     image = ImageTransform(values.get("patch_image_size", 480), **normalisation)
-    return Settings(backbone, _tower(values), image, SYNC_BATCH_NORM_EPS if values.get("sync_bn") else BATCH_NORM_EPS)
+    if (kind := values.get("prompt_type")) not in PREFIXES:
+        raise ValueError(f"prompt_type={kind!r} is not supported; released models have none, src or prev_output")
+    eps = SYNC_BATCH_NORM_EPS if values.get("sync_bn") else BATCH_NORM_EPS
+    return Settings(backbone, _tower(values), image, eps, PREFIXES[kind])
 
 
 def from_transformers(values: Mapping[str, Any]) -> Settings:

@@ -1,0 +1,125 @@
+"""What the commands that ask about photos share: their arguments, and printing photo by photo."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import tyro
+
+from vlm.errors import ArgumentError, ImageError
+
+if TYPE_CHECKING:
+    from vlm.model import Model
+
+MANY = 8  # photos from which a progress bar is worth its line
+Found = TypeVar("Found")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotoArgs:
+    """Arguments of every command about photos; each command adds its own."""
+
+    image: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+    """Photo, folder of photos, or pattern such as "trip/*.jpg"; give it as often as you like."""
+    model: str = "tiny"
+    """Bundled name, local folder or hub id; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME for a checkpoint of OFA."""
+    tokenizer: str | None = None
+    """Folder or hub id of an OFA checkpoint's vocabulary, where it does not lie beside the checkpoint."""
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, mps."""
+    batch_size: int = 16
+    """Photos that go through the model together; it does not change the answers."""
+    max_megapixels: float = 64.0
+    """Larger photos are refused before they are decoded."""
+    json: bool = False
+    """Print JSON, one object a line."""
+
+    @property
+    def max_pixels(self) -> int:
+        return round(self.max_megapixels * 1e6)
+
+    def paths(self) -> list[Path]:
+        """The photos.
+
+        Raises:
+            ImageError: a folder without photos, or a pattern that matches none.
+        """
+        import warnings
+
+        from vlm.image import expand_paths
+
+        warnings.filterwarnings(
+            "ignore", module=r"PIL\."
+        )  # remarks on damaged metadata of photos that open all the same
+        return expand_paths(self.image)
+
+    def load(self, task: str) -> "Model":
+        """The model.
+
+        Raises:
+            ModelError: there is no such model, or its files cannot be used.
+            ArgumentError: the device cannot be used, or the model was not trained for the task.
+        """
+        import vlm
+        from tasks.caption import no_collections
+
+        with no_collections():
+            model = vlm.load(self.model, device=self.device, tokenizer=self.tokenizer)
+        model.settings(task)
+        return model
+
+
+def print_each(
+    paths: Sequence[Path], found: Iterable[Found | ImageError], lines: Callable[[Path, Found], Iterable[str]]
+) -> int:
+    """Print what was found of each photo on stdout, and what went wrong with single photos on stderr.
+
+    Args:
+        paths: the photos.
+        found: of each, in order, or what is wrong with it.
+        lines: what is printed; an ImageError that it raises is that one photo's.
+
+    Returns:
+        The exit code: 1 where anything went wrong.
+    """
+    from tqdm import tqdm
+
+    failed = False
+    with tqdm(total=len(paths), unit="photo", file=sys.stderr, disable=len(paths) <= MANY) as bar:
+        for path, result in zip(paths, found, strict=True):
+            bar.update()
+            try:
+                if isinstance(result, ImageError):
+                    raise result
+                for line in lines(path, result):
+                    tqdm.write(line, file=sys.stdout)
+            except ImageError as error:
+                failed = True
+                tqdm.write(f"error: {error}", file=sys.stderr)
+    return int(failed)
+
+
+def read_list(option: str, value: str) -> list[str]:
+    """Names from a file, one a line, or from the option itself, separated by commas.
+
+    Raises:
+        ArgumentError: the file cannot be read, or there are no names.
+    """
+    path = Path(os.path.expanduser(value))
+    if path.suffix == ".txt" or path.is_file():
+        try:
+            names = path.read_text(encoding="utf-8-sig").splitlines()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+            raise ArgumentError(
+                f"{option} {value!r} cannot be read: {reason}; give a text file, one name a line"
+            ) from None
+    else:
+        names = value.split(",")
+    names = [name.strip() for name in names if name.strip()]
+    if not names:
+        raise ArgumentError(f"{option} {value!r} names nothing; give names with commas between them, or a text file")
+    return names

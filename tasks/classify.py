@@ -1,0 +1,76 @@
+"""Give photos one of your labels each."""
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from tasks._photos import PhotoArgs, print_each, read_list
+from tasks.caption import no_collections
+from vlm.errors import ArgumentError, VLMError
+
+if TYPE_CHECKING:
+    from vlm.model import Answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Args(PhotoArgs):
+    model: str = "tiny"
+    """Bundled name, local folder or hub id; open_clip:ARCHITECTURE/TAG; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME. A pair
+    of encoders compares labels with photos, a model without one weighs them as answers."""
+    labels: str
+    """Labels to choose from: "cat,dog,car", or a text file, one a line."""
+    template: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Of a pair: sentence that labels are put into, with {} for the label; given several times, their mean counts.
+    Without it: "a photo of a {}."."""
+    top: int = 1
+    """Labels a photo, the likeliest first, with their probabilities where there are several."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = tyro.cli(Args, args=argv, prog="python -m tasks.classify", description=__doc__)
+    try:
+        return run(args)
+    except VLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: Args) -> int:
+    """Print the labels; 1 where a photo could not be used."""
+    if args.top < 1:
+        raise ArgumentError(f"--top {args.top} is below 1; give 1 or more")
+    labels, paths = read_list("--labels", args.labels), args.paths()
+    with no_collections():
+        from vlm.zero_shot import classify_each, load_classifier
+
+        model = load_classifier(args.model, device=args.device, tokenizer=args.tokenizer)
+    found = classify_each(
+        model,
+        paths,
+        labels,
+        templates=args.template or None,
+        batch_size=args.batch_size,
+        max_pixels=args.max_pixels,
+    )
+
+    def lines(path: Path, answers: list["Answer"]) -> Iterator[str]:
+        for answer in answers[: args.top]:
+            probability = math.exp(answer.score)
+            if args.json:
+                record = {"path": str(path), "label": answer.text, "probability": probability}
+                yield json.dumps(record, ensure_ascii=False)
+            else:
+                shown = f"{answer.text} {100 * probability:.1f} %" if args.top > 1 else answer.text
+                yield ": ".join([str(path)] * (len(paths) > 1) + [shown])
+
+    return print_each(paths, found, lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Summarise texts in a sentence each."""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from tasks.caption import no_collections
+from vlm.errors import ArgumentError, DataError, VLMError
+
+
+@dataclass(frozen=True)
+class Args:
+    text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Text to summarise; give it as often as you like. What is behind 512 words is not read."""
+    file: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Text file (UTF-8) to summarise; - reads standard input."""
+    model: str = "tiny"
+    """Bundled name, local folder or hub id; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME for a checkpoint of OFA."""
+    tokenizer: str | None = None
+    """Folder or hub id of an OFA checkpoint's vocabulary, where it does not lie beside the checkpoint."""
+    num_beams: int | None = None
+    """Beam width; 1 is greedy search. Without it, the model's own (6)."""
+    max_length: int | None = None
+    """Longest summary, in tokens. Without it, the model's own (32)."""
+    device: str = "cpu"
+    """Where the model runs: cpu, cuda, cuda:1, mps."""
+    json: bool = False
+    """Print one JSON object a line: file (null for --text), summary, score."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = tyro.cli(Args, args=argv, prog="python -m tasks.summarize", description=__doc__)
+    try:
+        return run(args)
+    except VLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: Args) -> int:
+    """Print the summaries of files and texts, in this order; 1 where one could not be summarised."""
+    if not args.text and not args.file:
+        raise ArgumentError("there is nothing to summarise; give --text or --file")
+    options: dict[str, Any] = {}
+    if args.num_beams is not None:
+        options["beams"] = args.num_beams
+    if args.max_length is not None:
+        options["max_tokens"] = args.max_length
+    with no_collections():
+        import vlm
+
+        model = vlm.load(args.model, device=args.device, tokenizer=args.tokenizer)
+    model.settings("summarize")
+    failed = False
+    for file, text in [*((file, None) for file in args.file), *((None, text) for text in args.text)]:
+        try:
+            (found,) = model.summaries([read(file) if text is None and file is not None else text or ""], **options)
+        except VLMError as error:
+            print(f"error: {f'{file!r}: ' if file and file not in str(error) else ''}{error}", file=sys.stderr)
+            failed = True
+            continue
+        if args.json:
+            record = {"file": file, "summary": found[0].text, "score": found[0].score}
+            print(json.dumps(record, ensure_ascii=False))
+        else:
+            print(f"{file}: {found[0].text}" if file and len(args.file) + len(args.text) > 1 else found[0].text)
+    return int(failed)
+
+
+def read(file: str) -> str:
+    """The text of a file, or of standard input.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    try:
+        return sys.stdin.read() if file == "-" else Path(os.path.expanduser(file)).read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        raise DataError(f"{file!r} cannot be read: {reason}; give a text file") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
