@@ -92,7 +92,7 @@ def run_index(args: IndexArgs) -> int:
         from vlm.indexing import build
         from vlm.model import load
 
-        encoders = load_encoders(args.model or made_by(args.out), device=args.device)
+        encoders = load_encoders(args.model or made_by(args.out), device=args.device).for_inference()
         captioner = load(args.caption_model, device=args.device) if args.caption else None
     report = build(
         os.path.expanduser(args.photos),

@@ -11,11 +11,15 @@ import timm
 import tokenizers
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
+from timm.layers.norm_act import BatchNormAct2d
+from torch import nn
 
 import vlm
 from vlm import hub
-from vlm.encoders import Encoders
+from vlm.encoders import Encoders, TimmEncoders
 from vlm.errors import ArgumentError, ImageError, ModelError
+from vlm.image import ImageTransform
 from vlm.models.encoders import ContrastivePair, PairConfig, TextConfig
 
 SAMPLES = Path(__file__).parents[1] / "datasets" / "sample"
@@ -102,6 +106,65 @@ def test_timm_features_equal_timms_own_calls(small_clip):
         encoders.encode_text(TEXTS)
 
 
+class Other(nn.Module):
+    """Batch norms that may be folded, `a` and `d`, and those that may not: `b` reads none, `c` works twice."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.conv_a = nn.BatchNorm2d(4), nn.Conv2d(3, 4, 3, bias=False)
+        self.b, self.c = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.conv_c = nn.Conv2d(4, 4, 1)
+        self.d, self.conv_d = BatchNormAct2d(4, act_layer=nn.Hardswish), nn.Conv2d(4, 4, 3, groups=4, bias=False)
+        self.num_features = 4
+
+    def forward(self, x):
+        x = self.b(self.a(self.conv_a(x)).relu())
+        x = self.c(self.conv_c(self.c(self.conv_c(x))))
+        return self.d(self.conv_d(x)).mean((2, 3))
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """Batch norms as after a training: random statistics and factors."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor, low in ((module.running_mean, -1.0), (module.running_var, 0.5), (module.weight, 0.5)):
+                assert tensor is not None
+                nn.init.uniform_(tensor, low, 1.5)
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("make, left", [
+    (Other, ["model.b", "model.c"]),  # by hand
+    (lambda: timm.create_model("test_efficientnet", num_classes=0), []),
+    (lambda: timm.create_model("test_resnet", num_classes=0), []),
+    (lambda: timm.create_model("test_vit", num_classes=0), []),
+])  # fmt: skip
+def test_for_inference_keeps_the_vectors_without_batch_norms(make, left):
+    encoders = TimmEncoders("other", with_statistics(make()), ImageTransform(96))
+    before, patches, digest = encoders.encode_image(PHOTOS), None, encoders.weights_sha256()
+    if make is not Other:
+        patches = encoders.patch_embeddings(PHOTOS)
+    assert encoders.for_inference() is encoders
+    found = encoders.encode_image(PHOTOS)
+    torch.testing.assert_close(found, before, atol=1e-5, rtol=0)
+    if patches is not None:
+        torch.testing.assert_close(encoders.patch_embeddings(PHOTOS), patches, atol=1e-4, rtol=1e-4)
+    assert [name for name, module in encoders.named_modules() if isinstance(module, nn.BatchNorm2d)] == left
+    assert encoders.weights_sha256() == digest  # an index goes on knowing its model
+    torch.testing.assert_close(encoders.for_inference().encode_image(PHOTOS), found)
+
+
+def test_for_inference_refuses_what_changes_the_vectors():
+    class Random(Other):
+        def forward(self, x):
+            return super().forward(x) + torch.rand(1)
+
+    with pytest.raises(ModelError, match=r"'random' gives other vectors .* folded; load it again"):
+        TimmEncoders("random", with_statistics(Random()), ImageTransform(96)).for_inference()
+
+
 @pytest.mark.parametrize("call, message", [
     (lambda pair: pair.encode_text("a cat"), "encode_text takes a list of sentences"),
     (lambda pair: pair.encode("a cat"), "encode takes a list"),
@@ -142,7 +205,7 @@ def small_pair(tmp_path) -> Path:
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
     text = TextConfig(vocab_size=len(words), dim=16, layers=1, heads=2, ffn_dim=32, max_positions=6)
-    pair = ContrastivePair(PairConfig(patch_dim=1280, dim=8, width=16, heads=2, text=text))
+    pair = ContrastivePair(PairConfig(patch_dim=1280, dim=8, width=16, text=text))
     hub.save_pair(tmp_path / "model", pair.eval(), tokenizer)
     return tmp_path / "model"
 
@@ -163,7 +226,7 @@ def test_our_own_pair_reads_the_captioners_tower(small_pair):
 @pytest.mark.parametrize("file, change, message", [
     ("pair_tokenizer.json", lambda text: text + b" ", "not the tokenizer that these weights were trained with"),
     ("pair.json", lambda text: text.replace(b'"width": 16', b'"width": 32'), "has shape .* its config says"),
-    ("pair.json", lambda text: text.replace(b'"width": 16', b'"width": 15'), "does not describe a pair"),
+    ("pair.json", lambda text: text.replace(b'"heads": 2', b'"heads": 3'), "does not describe a pair"),
     ("pair.json", lambda text: text.replace(b'"pair"', b'"pear"'), "lacks 'pair'"),
     ("pair.json", lambda text: b"{", "is not JSON"),
     ("pair.safetensors", lambda data: data[:-100], "cannot be read"),
@@ -173,6 +236,33 @@ def test_damaged_files_of_a_pair(small_pair, file, change, message):
     path.write_bytes(change(path.read_bytes()))
     with pytest.raises(ModelError, match=message):
         vlm.load_encoders(str(small_pair))
+
+
+def test_matrices_of_a_pair_are_stored_in_eight_bits(tmp_path, small_pair):
+    torch.manual_seed(3)
+    pair, tokenizer = hub.load_pair(small_pair)
+    with torch.no_grad():
+        for parameter in pair.parameters():
+            parameter.uniform_(-1, 1)
+        pair.text_proj.weight[0] = 0  # a row of zeros has no scale
+    hub.save_pair(tmp_path, pair, tokenizer)
+    found, exact = hub.load_pair(tmp_path)[0].state_dict(), pair.state_dict()
+    stored = load_file(tmp_path / "pair.safetensors")
+    for name, tensor in exact.items():
+        if tensor.ndim == 2 and name not in ("text.words.weight", "text.positions.weight"):
+            assert stored[name].dtype == torch.int8, name
+            step = tensor.abs().amax(1, keepdim=True) / 127
+        else:
+            assert stored[name].dtype == torch.float16, name
+            step = tensor.abs() / 1024
+        assert ((found[name] - tensor).abs() <= 0.501 * step).all(), name
+
+
+def test_a_scale_that_does_not_fit_its_matrix(small_pair):
+    file = small_pair / "pair.safetensors"
+    save_file({**load_file(file), "text_proj.weight_scale": torch.ones(1)}, file)
+    with pytest.raises(ModelError, match=r"text_proj.weight_scale has shape \(1,\), not one scale a row of int8"):
+        hub.load_pair(small_pair)
 
 
 def test_weights_of_another_model_are_refused(small_clip):

@@ -4,13 +4,16 @@
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tokenizers
 import torch
 from PIL import Image
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from tqdm import tqdm
 
 from vlm import hub
@@ -19,6 +22,8 @@ from vlm.image import ImageSource, ImageTransform, load_image
 from vlm.models.encoders import ContrastivePair
 from vlm.models.towers import TimmTower, Tower
 from vlm.threads import ordered_map
+
+FOLDING_TOLERANCE = 1e-4  # on each number of a vector of unit length
 
 
 class Encoders(nn.Module):
@@ -36,6 +41,7 @@ class Encoders(nn.Module):
     def __init__(self, name: str, dim: int, image_transform: Callable[[Image.Image], Tensor]):
         super().__init__()
         self.name, self.dim, self.image_transform = name, dim, image_transform
+        self._digest: str | None = None  # of the weights as loaded, once they have been changed for speed
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
         """`float32[batch, 3, height, width]` to `[batch, dim]`, of any length."""
@@ -62,7 +68,12 @@ class Encoders(nn.Module):
         return next(self.parameters()).device
 
     def weights_sha256(self) -> str:
-        """Digest of the weights by name, type, shape and value, in hexadecimal: equal weights have an equal one."""
+        """Digest of the weights by name, type, shape and value, in hexadecimal: equal weights have an equal one.
+
+        `for_inference` leaves it as it was, so that an index goes on knowing its model.
+        """
+        if self._digest is not None:
+            return self._digest
         digest = hashlib.sha256()
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -78,7 +89,8 @@ class Encoders(nn.Module):
         if not isinstance(images, Tensor):
             images = torch.stack([self.image_transform(load_image(image)) for image in images])
         like = next(self.parameters())
-        return images.to(like.device, like.dtype)
+        # the order in memory that convolutions are fastest in, on CPUs as on GPUs
+        return images.to(like.device, like.dtype, memory_format=torch.channels_last)
 
     def encode_image(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         """Photos to `[batch, dim]`, unit length.
@@ -106,6 +118,29 @@ class Encoders(nn.Module):
         """Image features, text features and the factor on their cosines, as open_clip's models return them."""
         scale = None if self.logit_scale is None else self.logit_scale.exp()
         return self.encode_image(images), self.encode_text(ids), scale
+
+    @torch.no_grad()
+    def for_inference(self) -> "Encoders":
+        """Make the image encoder faster, in place: batch norms become part of the convolutions before them.
+
+        Vectors stay the same but for rounding. The weights change their names and are no longer those to train or save.
+
+        Raises:
+            ModelError: the vectors change, as where the weights are no longer float32.
+        """
+        self.eval()
+        digest, example = self.weights_sha256(), self.pixels([Image.radial_gradient("L")])
+        before = self.encode_image(example)
+        _fold_batch_norms(self, lambda: self.image_vectors(example))
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        change = (self.encode_image(example) - before).abs().max()
+        if not change <= FOLDING_TOLERANCE:
+            raise ModelError(
+                f"{self.name!r} gives other vectors (by {change:.1e}) with its batch norms folded; "
+                "load it again, and use it without for_inference or before its weights leave float32"
+            )
+        self._digest = digest
+        return self
 
     @torch.inference_mode()
     def encode(
@@ -168,17 +203,14 @@ class PairEncoders(Encoders):
     def logit_scale(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.pair.logit_scale
 
-    def _grid(self, pixels: Tensor) -> Tensor:
-        return self.tower(pixels.contiguous(memory_format=torch.channels_last))
-
     def image_vectors(self, pixels: Tensor) -> Tensor:
-        return self.pair.image(self._grid(pixels).flatten(1, 2))
+        return self.pair.image(self.tower(pixels).flatten(1, 2))
 
     def text_vectors(self, ids: Tensor) -> Tensor:
         return self.pair.text_proj(self.pair.text(ids))
 
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
-        return self._grid(self.pixels(images)).flatten(1, 2)
+        return self.tower(self.pixels(images)).flatten(1, 2)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         longest = self.pair.config.text.max_positions
@@ -194,7 +226,7 @@ class OpenCLIPEncoders(Encoders):
     def __init__(self, name: str, model: nn.Module, tokenizer: Callable[..., Tensor], image_transform):
         features = model.encode_text(tokenizer([""]))  # pyright: ignore[reportCallIssue]
         super().__init__(name, features.shape[-1], image_transform)
-        self.model, self.tokenize = model, lambda texts: tokenizer(list(texts))
+        self.model, self.tokenizer = model, tokenizer
 
     @property
     def logit_scale(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -205,6 +237,9 @@ class OpenCLIPEncoders(Encoders):
 
     def text_vectors(self, ids: Tensor) -> Tensor:
         return self.model.encode_text(ids)  # pyright: ignore[reportCallIssue]
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        return self.tokenizer(list(texts))
 
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         visual: Any = self.model.visual
@@ -228,6 +263,46 @@ class TimmEncoders(Encoders):
 
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         return TimmTower(self.model)(self.pixels(images)).flatten(1, 2)
+
+
+def _fold_batch_norms(model: nn.Module, run: Callable[[], object]) -> None:
+    """Fold each batch norm into the convolution whose output it reads, as seen while `run` uses both once."""
+    made_by: dict[int, nn.Conv2d] = {}
+    outputs: list[Tensor] = []
+    pairs: list[tuple[nn.Conv2d, Any]] = []
+    calls = Counter[nn.Module]()
+
+    def after_convolution(module: nn.Module, args: tuple, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        made_by[id(output)] = module
+        outputs.append(output)  # while it is kept, no other tensor has its id
+        calls[module] += 1
+
+    def before_norm(module: nn.Module, args: tuple) -> None:
+        calls[module] += 1
+        if id(args[0]) in made_by:
+            pairs.append((made_by[id(args[0])], module))
+
+    hooks = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(after_convolution))
+        elif type(module) in (nn.BatchNorm2d, BatchNormAct2d):
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    run()
+    for hook in hooks:
+        hook.remove()
+    places = {module: name for name, module in model.named_modules()}
+    for conv, norm in pairs:
+        if calls[conv] > 1 or calls[norm] > 1 or norm.running_mean is None:
+            continue
+        conv.weight, conv.bias = fuse_conv_bn_weights(
+            conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+        )
+        rest = nn.Identity()
+        if isinstance(norm, BatchNormAct2d):
+            rest = nn.Sequential(norm.drop, norm.act)  # pyright: ignore[reportArgumentType]
+        model.set_submodule(places[norm], rest)
 
 
 def load_encoders(name: str = "tiny", *, device: str | torch.device = "cpu") -> Encoders:

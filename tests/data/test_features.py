@@ -15,6 +15,7 @@ from vlm.data.shards import Sample
 from vlm.errors import DataError, ImageError
 from vlm.image import ImageTransform, load_image
 from vlm.models.towers import TowerConfig, build_tower, trunk_features
+from vlm.train.checkpoint import Average
 
 TRANSFORM = ImageTransform(32)
 AUGMENTATION = Augmentation()
@@ -116,6 +117,20 @@ def test_an_interrupted_run_goes_on_and_ends_equal(tmp_path, monkeypatch):
     calls.clear()
     assert np.array_equal(keep(tmp_path / "broken", photos, views=3, batch_size=1), whole)
     assert len(calls) == 1  # all there
+
+
+def test_a_tower_whose_weights_were_averaged_is_the_same(tmp_path, monkeypatch):
+    photos, trunk = samples(2), tower()
+    with torch.no_grad():
+        next(trunk.parameters()).flatten()[0] = -0.0
+    keep(tmp_path, photos, trunk)
+    average = Average(trunk, 0.9)
+    average.update(trunk, 100)
+    average.copy_to(trunk)
+    assert not torch.signbit(next(trunk.parameters()).flatten()[0])  # -0 has become 0
+    calls = counting(monkeypatch)
+    keep(tmp_path, photos, trunk)
+    assert len(calls) == 1  # the probe of the shape
 
 
 @pytest.mark.parametrize("change", ["tower", "photos", "views", "seed"])

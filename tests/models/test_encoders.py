@@ -48,7 +48,7 @@ def test_padding_changes_nothing():
 
 def test_features_have_unit_length_and_every_parameter_learns():
     torch.manual_seed(0)
-    pair = ContrastivePair(PairConfig(patch_dim=24, dim=8, width=16, heads=2, text=SMALL))
+    pair = ContrastivePair(PairConfig(patch_dim=24, dim=8, width=16, text=SMALL))
     image = pair.encode_patches(torch.randn(3, 4, 5, 24))
     text = pair.encode_text(torch.randint(1, 50, (3, 6)))
     for features in (image, text):
@@ -64,5 +64,5 @@ def test_config_travels_as_json():
 
     config = PairConfig(patch_dim=24, text=SMALL)
     assert PairConfig(**asdict(config)) == config
-    with pytest.raises(ValueError, match="width=30 is not a multiple of heads=8"):
-        PairConfig(patch_dim=24, width=30)
+    with pytest.raises(ValueError, match="dim=30 is not a multiple of heads=8"):
+        TextConfig(dim=30, heads=8)

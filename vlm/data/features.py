@@ -98,7 +98,7 @@ def _stamp(samples: Sequence[Sample], tower: Tower, stage: int, *settings: objec
     for sample in samples:
         digest.update(f"{sample.key} {len(sample.image)}".encode())
     for tensor in trunk_tensors(tower, stage):  # the head may go on learning
-        digest.update(tensor.detach().cpu().numpy().tobytes())
+        digest.update(tensor.detach().cpu().add(0).numpy().tobytes())  # averages turn -0 into 0
     return digest.hexdigest()
 
 

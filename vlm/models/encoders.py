@@ -1,6 +1,6 @@
 """The contrastive pair of CLIP (Radford et al., 2021, arXiv:2103.00020): photos and sentences as vectors of one space.
 
-The image side is the backbone's own tower with a pooling head on its patches; the text side is a BERT encoder
+The image side is the backbone's own tower with a head on the mean of its patches; the text side is a BERT encoder
 (Devlin et al., 2019, arXiv:1810.04805) whose words are averaged, so that MiniLM's sentence weights fit.
 """
 
@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from timm.layers.attention_pool import AttentionPoolLatent
 from torch import Tensor, nn
 
 PAD = 0  # BERT's padding id
@@ -36,15 +35,12 @@ class PairConfig:
 
     patch_dim: int  # width of the tower's patch features
     dim: int = 256  # of the common space
-    width: int = 512  # of the image head
-    heads: int = 8  # of the image head's attention
+    width: int = 1024  # of the image head's hidden layer
     text: TextConfig = field(default_factory=TextConfig)
 
     def __post_init__(self):
         if isinstance(self.text, dict):  # JSON knows no dataclasses
             object.__setattr__(self, "text", TextConfig(**self.text))
-        if self.width % self.heads:
-            raise ValueError(f"PairConfig: width={self.width} is not a multiple of heads={self.heads}; change one")
 
 
 class TextTower(nn.Module):
@@ -77,20 +73,21 @@ class TextTower(nn.Module):
 
 
 class ImageHead(nn.Module):
-    """Patches to an image vector: a learned query attends to them, and their mean is added."""
+    """The mean of the patches to an image vector: a linear map, and a hidden layer beside it."""
 
-    def __init__(self, patch_dim: int, dim: int, width: int, heads: int):
+    def __init__(self, patch_dim: int, dim: int, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(patch_dim)
-        self.patch_proj = nn.Linear(patch_dim, width)
-        self.pool = AttentionPoolLatent(width, num_heads=heads, mlp_ratio=2)
-        self.pool_proj = nn.Linear(width, dim)
-        self.mean_proj = nn.Linear(patch_dim, dim)
+        self.dropout = nn.Dropout(0.0)  # training sets it
+        self.linear = nn.Linear(patch_dim, dim)
+        self.hidden = nn.Sequential(
+            nn.Linear(patch_dim, width), nn.GELU(), nn.Dropout(0.0), nn.Linear(width, dim, bias=False)
+        )
 
     def forward(self, patches: Tensor) -> Tensor:
         """`[batch, patches, patch_dim]` to `[batch, dim]`."""
-        x = self.norm(patches)
-        return self.pool_proj(self.pool(self.patch_proj(x))) + self.mean_proj(x.mean(1))
+        x = self.dropout(self.norm(patches.mean(1)))
+        return self.linear(x) + self.hidden(x)
 
 
 class ContrastivePair(nn.Module):
@@ -104,7 +101,7 @@ class ContrastivePair(nn.Module):
     def __init__(self, config: PairConfig):
         super().__init__()
         self.config = config
-        self.image = ImageHead(config.patch_dim, config.dim, config.width, config.heads)
+        self.image = ImageHead(config.patch_dim, config.dim, config.width)
         self.text = TextTower(config.text)
         self.text_proj = nn.Linear(config.text.dim, config.dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
@@ -116,4 +113,8 @@ class ContrastivePair(nn.Module):
 
     def encode_text(self, ids: Tensor) -> Tensor:
         """`int64[batch, words]`, padded on the right with 0, to `[batch, dim]`, unit length."""
-        return nn.functional.normalize(self.text_proj(self.text(ids)), dim=-1)
+        return self.project_text(self.text(ids))
+
+    def project_text(self, vectors: Tensor) -> Tensor:
+        """The text tower's `[batch, text dim]` to `[batch, dim]`, unit length."""
+        return nn.functional.normalize(self.text_proj(vectors), dim=-1)

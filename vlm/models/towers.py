@@ -174,8 +174,17 @@ def trunk_tensors(tower: Tower, stage: int) -> list[Tensor]:
     return [t for module in trunk_modules(tower, stage) for t in module.state_dict().values()]
 
 
+def has_fast_bfloat16(device: str) -> bool:
+    """Whether bfloat16 saves time on a kind of device; CPUs without instructions for it take longer than in float32."""
+    if device != "cpu":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and later
+    return not capabilities or any(has for name, has in capabilities.items() if "bf16" in name)
+
+
 @torch.inference_mode()
 def trunk_features(tower: Tower, images: Tensor, stage: int) -> Tensor:
-    """`trunk` for keeping: no gradients, bfloat16 on the way, `float16[batch, channels, height, width]`."""
-    with torch.autocast(images.device.type, dtype=torch.bfloat16):
+    """`trunk` for keeping: no gradients, bfloat16 where it is fast, `float16[batch, channels, height, width]`."""
+    device = images.device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=has_fast_bfloat16(device)):
         return tower.trunk(images.contiguous(memory_format=torch.channels_last), stage).half()

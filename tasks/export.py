@@ -1,0 +1,43 @@
+"""Write an encoder pair as ONNX files, which run without this package."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import tyro
+
+from tasks.caption import no_collections
+from vlm.errors import VLMError
+
+
+@dataclass(frozen=True)
+class Args:
+    model: tyro.conf.Positional[str]
+    """Bundled name or folder with a pair, open_clip:ARCHITECTURE/TAG, or timm:MODEL for photos alone."""
+    out: tyro.conf.Positional[str]
+    """Folder to write: image.onnx, text.onnx, tokenizer.json and encoders.json."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = tyro.cli(Args, args=argv, prog="python -m tasks.export", description=__doc__)
+    try:
+        return run(args)
+    except VLMError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def run(args: Args) -> int:
+    """Export, and print each file with its largest difference to the model."""
+    with no_collections():
+        from vlm.encoders import load_encoders
+        from vlm.export import export
+
+        encoders = load_encoders(args.model)
+    for written in export(encoders, args.out):
+        print(f"{written.file}: onnxruntime's vectors differ by at most {written.difference:.1e}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
