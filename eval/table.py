@@ -8,7 +8,7 @@ from eval.report import read_results, show_figure, title, write_text
 from vlm.errors import DataError
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-FIGURES = 2  # of each run, the leading ones
+FIGURES = 2  # of each run, the leading ones; recalls are shown all
 CARD = "MODEL_CARD.md"  # vlm/weights/NAME/MODEL_CARD.md gets the runs of the model NAME
 
 
@@ -86,7 +86,8 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         row = runs[key]
         some = next(iter(row.values()))
         of = "" if some["n"] == some["of"] else f" of {some['of']:,}"
-        for number, figure in enumerate(list(some["figures"])[:FIGURES]):
+        recalls = [figure for figure in some["figures"] if "recall@" in figure]
+        for number, figure in enumerate(recalls or list(some["figures"])[:FIGURES]):
             first = [cell(title(some)), f"{some['n']:,}{of}"] if number == 0 else ["", ""]
             values = [
                 show_figure(row[model]["figures"][figure]) if figure in row.get(model, {}).get("figures", {}) else ""

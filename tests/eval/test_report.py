@@ -197,6 +197,16 @@ def result(**changes) -> dict:
     } | changes
 
 
+def test_recalls_are_shown_all():
+    figures = {
+        f"{way} recall@{k}": {"value": float(k)} for k in (1, 5, 10) for way in ("text-to-image", "image-to-text")
+    }
+    lines = table.markdown([result(benchmark="retrieval_json", figures=figures)]).splitlines()
+    assert [line.split(" | ")[2:] for line in lines[2:8]] == [
+        [name, f"{figures[name]['value']:.1f} |"] for name in figures
+    ]
+
+
 def test_the_table_by_hand():
     other = result(model="/home/someone/blip|large", weights_sha256="f" * 64, figures={"CIDEr": {"value": 70.0}})
     older = result(figures={"CIDEr": {"value": 1.0}}, finished="2025-01-01T00:00:00+00:00")

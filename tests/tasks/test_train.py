@@ -20,7 +20,8 @@ from safetensors.torch import load_file
 from webdataset.writer import TarWriter
 
 import vlm
-from tasks.train import main, read_config
+from tasks import vqa
+from tasks.train import answer_figures, main, read_config
 from vlm.errors import ArgumentError, DataError
 from vlm.train.checkpoint import read_counters
 from vlm.train.config import TrainConfig
@@ -43,7 +44,7 @@ TINY = {
 }  # fmt: skip
 
 
-def write_data(folder: Path, count: int = 20, captions: list[str] | None = None) -> Path:
+def write_data(folder: Path, count: int = 20, captions: list[str] | None = None, vqa: list[dict] | None = None) -> Path:
     folder.mkdir()
     rng = random.Random(0)
     words = ["red", "green", "dog", "cat", "bird", "runs", "sits", "flies"]
@@ -53,7 +54,7 @@ def write_data(folder: Path, count: int = 20, captions: list[str] | None = None)
             buffer = io.BytesIO()
             Image.fromarray(pixels).resize((80, 64)).save(buffer, "JPEG")
             texts = captions or [f"A {' '.join(rng.sample(words, 3))}." for _ in range(3)]
-            record = {"captions": texts, "source": "set", "split": "val" if i % 10 == 9 else "train"}
+            record = {"captions": texts, "source": "set", "split": "val" if i % 10 == 9 else "train", "vqa": vqa or []}
             writer.write({"__key__": f"photo{i:03}", "jpg": buffer.getvalue(), "json": record})
     return folder
 
@@ -140,6 +141,11 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, data, capsys, no_switch):
     assert "cannot be a folder" in fails(command(config, data, tmp_path / "file" / "out"), capsys)
     silent = write_data(tmp_path / "silent", 2, [" . "])
     assert "no photo with captions among the 2 of" in fails(command(config, silent, tmp_path / "out"), capsys)
+    asked = write_config(tmp_path / "asked.json", phases=[{"name": "a", "task": "answer"}])
+    assert "no photo with answers among the 2 of" in fails(command(asked, silent, tmp_path / "out"), capsys)
+    other = [*command(asked, data, tmp_path / "out"), "--init", "ofa:nowhere.pt"]
+    assert "no photo with answers among the 20 of" in fails(other, capsys)
+    assert "no OFA checkpoint at 'nowhere.pt'" in fails([config, *other[1:]], capsys)
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "checkpoint.safetensors").write_bytes(b"damaged")
     assert "is not a checkpoint of a training" in fails(command(config, data, tmp_path / "out"), capsys)
@@ -154,6 +160,30 @@ def test_shards_to_a_captioner(tmp_path, data, capsys, no_switch):
     assert list((tmp_path / "out" / "tensorboard").iterdir())
     model = vlm.load(str(tmp_path / "out" / "a"))
     assert isinstance(model.caption(ROOT / "datasets/sample/cat.jpg"), str)
+
+
+def test_shards_to_answers(tmp_path, capsys, no_switch):
+    asked = [{"question": "What is it?", "answers": ["A dog"] * 3 + ["cat"]}, {"question": "Red?", "answers": ["yes"]}]
+    data = write_data(tmp_path / "data", vqa=asked)
+    phase = {**TINY["phases"][0], "task": "answer", "epochs": 1, "closed_answers": True}
+    config = write_config(tmp_path / "c.json", phases=[phase])
+    assert main(command(config, data, tmp_path / "out")) == 0
+    assert "a epoch 1: set n=2 accuracy" in (out := capsys.readouterr().out) and "questions 4.0000" in out
+    answers = tmp_path / "out" / "a" / "answers.txt"
+    assert answers.read_text() == "a dog\ncat\nyes\n"
+    again = write_config(tmp_path / "again.json", phases=[{**phase, "name": "b"}], backbone=None)
+    assert main([*command(again, data, tmp_path / "more"), "--init", str(tmp_path / "out" / "a")]) == 0
+    arguments = ["--model", str(tmp_path / "more" / "b"), "--question", "what is it?", "--answers", str(answers)]
+    capsys.readouterr()
+    assert vqa.main([*arguments, "--image", str(ROOT / "datasets/sample/cat.jpg")]) == 0
+    assert capsys.readouterr().out.strip() in ("a dog", "cat", "yes")
+
+
+def test_answers_are_scored_as_the_benchmarks_score_them():
+    people = {"a": ["dog"] * 3 + ["cat"] * 7, "b": ["a lamp"], "c": ["cup, lamp"], "d": ["no"]}
+    found = answer_figures({"a": "dog", "b": "lamp", "c": "lamp, cup", "d": "yes"}, people)
+    # leave-one-out: (3 x 2/3 + 7 x 1) / 10; articles and the order of a set do not count
+    assert found == {"accuracy": pytest.approx(100 * (0.9 + 1 + 1 + 0) / 4), "questions": 4}
 
 
 # Killed and started again
@@ -220,14 +250,14 @@ def test_another_configuration_refuses_the_checkpoint(tmp_path, data):
 SCRIPT = """
 import os, sys
 import torch
-from vlm.train import loop
+from vlm.train import captions
 
-class Trainer(loop.Trainer):
+class Trainer(captions.CaptionTrainer):
     def run(self):
         super().run()
         torch.save(self.model.state_dict(), self.out / f"rank{self.accelerator.process_index}.pt")
 
-loop.Trainer = Trainer
+captions.CaptionTrainer = Trainer
 from tasks.train import main
 sys.exit(main(sys.argv[1:]))
 """

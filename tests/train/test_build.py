@@ -19,11 +19,12 @@ FIELDS = {
     "zh": ["一只狗"], "de": ["ein Hund"],
     "vqa": [{"question": "What animal is it?", "answers": ["dog", "puppy"]}],
 }  # fmt: skip
+BACKBONE = Seq2SeqConfig(0, 32, 64, 2, 1, 1, patch_dim=256, image_bucket_size=4, code_grid=4)
 SAMPLES = [Sample("a", b"", ("A Dog, running!",), fields=FIELDS)] * 9
 CONFIG = TrainConfig(
-    Seq2SeqConfig(0, 32, 64, 2, 1, 1, patch_dim=256, image_bucket_size=4, code_grid=4),
     (Phase("a", stage=7),),
-    TowerConfig("test_efficientnet"),
+    BACKBONE,
+    tower=TowerConfig("test_efficientnet"),
     init="random",
     text_tokens=290,
     location_tokens=16,
@@ -32,9 +33,10 @@ CONFIG = TrainConfig(
 
 def test_a_new_model_is_sized_by_its_tokenizer(tmp_path):
     model, tokenizer, config = build(CONFIG, SAMPLES, tmp_path / "out")
+    assert config.backbone is not None
     assert config.backbone.vocab_size == tokenizer.vocab_size == model.backbone.embed.num_embeddings
     assert tokenizer.num_bins == 16 and tokenizer.num_text <= 290
-    assert config == replace(CONFIG, backbone=replace(CONFIG.backbone, vocab_size=tokenizer.vocab_size))
+    assert config == replace(CONFIG, backbone=replace(BACKBONE, vocab_size=tokenizer.vocab_size))
 
 
 def test_the_tokenizer_knows_every_language_and_the_questions(tmp_path):
@@ -61,7 +63,7 @@ def test_a_second_start_keeps_the_tokenizer_of_the_first(tmp_path):
 def test_a_model_to_go_on_from_brings_its_sizes(tmp_path):
     model, tokenizer, _ = build(CONFIG, SAMPLES, tmp_path)
     hub.save_model(tmp_path / "old", model, tokenizer, ImageTransform(48))
-    start = TrainConfig(Seq2SeqConfig(0), (Phase("a"),), init=str(tmp_path / "old"))
+    start = TrainConfig((Phase("a"),), init=str(tmp_path / "old"))
     again, same, config = build(start, [], tmp_path / "new")
     assert same.bpe.to_str() == tokenizer.bpe.to_str()
     assert (config.backbone, config.tower, config.image) == (
@@ -70,14 +72,35 @@ def test_a_model_to_go_on_from_brings_its_sizes(tmp_path):
     torch.testing.assert_close(again.backbone.embed.weight, model.backbone.embed.weight, atol=1e-4, rtol=1e-3)
 
 
+def test_a_model_to_go_on_from_brings_what_it_was_trained_for(tmp_path):
+    model, tokenizer, config = build(CONFIG, SAMPLES, tmp_path)
+    assert config.tasks == {}  # it can do nothing yet
+    known = {"answer": {"prompt": " {} answer:", "prefix": "source"}, "caption": {"beams": 2}}
+    hub.save_model(tmp_path / "old", model, tokenizer, ImageTransform(64), known)
+    given = {"answer": {"prefix": "none"}, "summarize": {}}
+    start = TrainConfig((Phase("a"),), init=str(tmp_path / "old"), tasks=given, image_size=96)
+    again = build(start, [], tmp_path / "new")[2]
+    assert again.tasks == {
+        "answer": {"prompt": " {} answer:", "prefix": "none"}, "caption": {"beams": 2}, "summarize": {}
+    }  # fmt: skip
+    assert again.image == ImageTransform(96)
+
+
 @pytest.mark.parametrize(
     "changes, kind, message",
     [
         ({"init": "nowhere"}, ModelError, "no model 'nowhere'"),
         ({"tower": TowerConfig("no_such_tower")}, ArgumentError, "timm has no model 'no_such_tower'"),
         ({"tower": TowerConfig("test_vit")}, ArgumentError, "makes patches of 64 channels; patch_dim is 256"),
-        ({"init": "imagenet", "tower": TowerConfig("test_vit"), "backbone": replace(CONFIG.backbone, patch_dim=64)},
+        ({"init": "imagenet", "tower": TowerConfig("test_vit"), "backbone": replace(BACKBONE, patch_dim=64)},
          ModelError, "has no weights for the tower 'test_vit'; use 'random'"),
+        ({"backbone": None}, ArgumentError, "the configuration lacks backbone, which init='random' needs"),
+        ({"init": "tiny", "tokenizer": "BPE"}, ArgumentError, "tokenizer='BPE' is for an init that begins with ofa:"),
+        ({"image_size": 64}, ArgumentError, "image_size is for a model to go on from; init='random' starts anew"),
+        ({"tokenizer": "BPE"}, ArgumentError, "tokenizer is for a model to go on from; init='random' starts anew"),
+        ({"init": "ofa:nowhere.pt"}, ModelError, "no OFA checkpoint at 'nowhere.pt'"),
+        ({"init": "tiny", "image_size": 1024}, ArgumentError,
+         "image_size=1024 makes 32 patches a side; the model reads 16: lower it"),
         ({"phases": (Phase("x", stage=8),)}, ArgumentError, "phase 'x': stage=8; the tower has 7 stages"),
     ],
 )  # fmt: skip

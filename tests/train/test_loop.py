@@ -26,6 +26,7 @@ from vlm.data.shards import Sample
 from vlm.errors import DataError
 from vlm.generation import GenerationConfig, generate
 from vlm.train.build import build
+from vlm.train.captions import CaptionTrainer
 from vlm.train.config import Phase, TrainConfig, from_json
 from vlm.train.loop import Trainer, learning_rate, split_samples
 
@@ -71,7 +72,9 @@ def reward(photo: int, sentences) -> list[float]:
     return [float(sum(map(ord, sentence)) % 7 + photo) for sentence in sentences]
 
 
-def trainer(out: Path, run: TrainConfig, train: list[Sample], val: Sequence[Sample] = (), metric=None, kind=Trainer):
+def trainer(
+    out: Path, run: TrainConfig, train: list[Sample], val: Sequence[Sample] = (), metric=None, kind=CaptionTrainer
+):
     model, tokenizer, run = build(run, train, out)
     return kind(run, model, tokenizer, train, val, out, reward, metric, checkpoint_minutes=0)
 
@@ -104,11 +107,15 @@ def test_learning_rate_rises_then_falls(total, warmup, final):
     assert min(rates[top:]) >= final - 1e-9
 
 
+def learners(run: Trainer, phase: Phase):
+    return [*run.learners(phase), (run.tower, phase.tower_lr)]
+
+
 def test_every_trained_parameter_is_in_one_group(tmp_path):
     run = trainer(tmp_path, config(), samples(3))
     run.model.tower.chain[0].requires_grad_(False)  # type: ignore[operator]
     phase = Phase("x", lr=0.5, tower_lr=0.25, weight_decay=0.125)
-    optimizer = run._optimizer(phase)
+    optimizer = run._optimizer(phase, learners(run, phase))
     names = {parameter: name for name, parameter in run.model.named_parameters()}
     found = [names[p] for group in optimizer.param_groups for p in group["params"]]
     assert sorted(found) == sorted(name for name in names.values() if not name.startswith("tower.chain.0."))
@@ -123,7 +130,8 @@ def test_every_trained_parameter_is_in_one_group(tmp_path):
 def test_a_frozen_tower_has_no_group(tmp_path):
     run = trainer(tmp_path, config(), samples(3))
     run.model.tower.requires_grad_(False)
-    assert len(run._optimizer(Phase("x")).param_groups) == 2
+    phase = Phase("x")
+    assert len(run._optimizer(phase, learners(run, phase)).param_groups) == 2
 
 
 # Photos
@@ -178,7 +186,7 @@ class Killed(BaseException):
 def killed_at(phase: int, step: int):
     """A trainer that stops for good right behind a checkpoint."""
 
-    class Fragile(Trainer):
+    class Fragile(CaptionTrainer):
         def _save(self, *arguments):
             super()._save(*arguments)
             if arguments[:2] == (phase, step):

@@ -53,14 +53,51 @@ def test_label_smoothing_equals_the_original(case):
 
 
 @needs_golden
-@pytest.mark.parametrize("case", ["ls0", "ls0.1"])
+def test_closed_answers_equal_the_original_on_logits():
+    cases = golden()["function_level"]
+    logits, target = torch.tensor(cases["inputs"]["logits"]), torch.tensor(cases["inputs"]["target"])
+    expected, allowed = cases["mask"], torch.tensor(cases["inputs"]["constraint_masks"]).bool()
+    mean = label_smoothed_cross_entropy(logits, target, expected["options"]["epsilon"], allowed=allowed)
+    assert mean.item() * expected["ntokens"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+@needs_golden
+def test_dropped_words_equal_the_original_on_logits():
+    cases = golden()["function_level"]
+    logits, target = torch.tensor(cases["inputs"]["logits"]), torch.tensor(cases["inputs"]["target"])
+    expected = cases["drop_worst"]
+    mean = label_smoothed_cross_entropy(
+        logits, target, expected["options"]["epsilon"], drop_worst=expected["options"]["drop_worst_ratio"]
+    )
+    assert mean.item() * expected["ntokens"] == pytest.approx(expected["loss"], abs=1e-4)
+
+
+@needs_golden
+@pytest.mark.parametrize(
+    "case", ["ls0", "ls0.1", "trie_ls0", "trie_ls0.1", "trie_conf", "conf", "drop_worst0.2", "drop_worst0.2_before"]
+)
 def test_loss_and_gradients_through_the_whole_model_equal_the_original(nano, case):
     expected = golden()["cases"][case]
+    options = expected["options"]
     model = nano()
-    target = torch.from_numpy(np.load(GOLDEN / "nano" / "loss_inputs.npz")["target_plain"])
+    inputs = np.load(GOLDEN / "nano" / "loss_inputs.npz")
+    target = torch.from_numpy(inputs[f"target_{options['target']}"])
     logits, labels = forward(model, target)
     assert len(labels) == expected["ntokens"]
-    loss = label_smoothed_cross_entropy(logits, labels, expected["options"]["label_smoothing"]) * len(labels)
+    weights = allowed = None
+    if "conf" in options:
+        weights = torch.tensor(options["conf"])[:, None].expand_as(target)[target != 1]
+    if "constraint_masks" in options:
+        allowed = torch.from_numpy(inputs[options["constraint_masks"]])[target != 1]
+    active = options.get("update_num", 0) > options.get("drop_worst_after", 0)
+    loss = expected["sample_size"] * label_smoothed_cross_entropy(
+        logits,
+        labels,
+        options["label_smoothing"],
+        allowed=allowed,
+        weights=weights,
+        drop_worst=options.get("drop_worst_ratio", 0.0) if active else 0.0,
+    )
     assert loss.item() == pytest.approx(expected["loss"], rel=1e-5)
     assert grad_norms(model, loss, expected["grad_norm"]) == pytest.approx(expected["grad_norm"], rel=1e-4)
 
@@ -107,6 +144,38 @@ def test_label_smoothing_equals_its_formula(vocab, words, smoothing, seed):
     nll = -log_probs[range(words), labels]
     expected = ((1 - smoothing - each) * nll - each * log_probs.sum(-1)).mean().item()
     assert label_smoothed_cross_entropy(logits, labels, smoothing).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_closed_answers_by_hand():
+    # the last entry is no answer: 2/3 and 1/3 are left; a word without a rival costs nothing and pulls at nothing
+    logits = torch.tensor([[math.log(2), 0.0, 5.0], [1.0, 2.0, 3.0]], requires_grad=True)
+    allowed = torch.tensor([[True, True, False], [False, True, False]])
+    loss = label_smoothed_cross_entropy(logits, torch.tensor([0, 1]), 0.1, allowed=allowed)
+    assert loss.item() == pytest.approx((0.9 * math.log(1.5) + 0.1 * math.log(3)) / 2, rel=1e-5)
+    loss.backward()
+    assert logits.grad is not None
+    assert logits.grad[0, 2] == 0 and (logits.grad[1] == 0).all() and logits.grad[0, 0] < 0
+
+
+@given(st.integers(2, 9), st.integers(1, 6), st.floats(0, 0.5), st.integers(0, 99))
+def test_where_every_word_is_allowed_nothing_changes(vocab, words, smoothing, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(words, vocab, generator=generator) * 3
+    labels = torch.randint(vocab, (words,), generator=generator)
+    free = label_smoothed_cross_entropy(logits, labels, smoothing).item()
+    allowed = torch.ones_like(logits, dtype=torch.bool)
+    closed = label_smoothed_cross_entropy(logits, labels, smoothing, allowed=allowed)
+    assert closed.item() == pytest.approx(free, rel=1e-4)
+    weighed = label_smoothed_cross_entropy(logits, labels, smoothing, weights=torch.full((words,), 0.25))
+    assert weighed.item() == pytest.approx(free / 4, rel=1e-4)
+
+
+def test_the_worst_words_are_dropped_by_hand():
+    logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3)], [0.0, math.log(3)]])
+    labels = torch.tensor([0, 0, 1])  # probabilities 1/2, 1/4, 3/4
+    for share, kept in ((0.0, [2, 4, 4 / 3]), (0.3, [2, 4 / 3]), (0.6, [4 / 3]), (0.99, [4 / 3])):
+        expected = sum(map(math.log, kept)) / len(kept)
+        assert label_smoothed_cross_entropy(logits, labels, drop_worst=share).item() == pytest.approx(expected)
 
 
 def test_losses_are_computed_in_float32():

@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vlm import hub, prompt
 from vlm.convert.imagenet import load_efficientnet_lite2
+from vlm.convert.ofa import load_ofa
 from vlm.data.shards import Sample
 from vlm.errors import ArgumentError, ModelError
+from vlm.image import ImageTransform
 from vlm.models.towers import StagedTower
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.tokenizer import Tokenizer, train_tokenizer
@@ -26,14 +29,23 @@ def build(
         ArgumentError: the configuration describes no model.
     """
     if config.init not in ("imagenet", "random"):
-        model, tokenizer, image = hub.load_model(hub.resolve(config.init))
-        config = replace(config, backbone=model.backbone.config, tower=model.tower_config, image=image)
+        model, tokenizer, image, known = _start(config)
+        if config.image_size is not None:
+            image = replace(image, size=config.image_size)
+            _check_size(model, image)
+        tasks = {task: {**known.get(task, {}), **config.tasks.get(task, {})} for task in {**known, **config.tasks}}
+        config = replace(config, backbone=model.backbone.config, tower=model.tower_config, image=image, tasks=tasks)
+    elif given := next((name for name in ("tokenizer", "image_size") if getattr(config, name) is not None), None):
+        raise ArgumentError(f"{given} is for a model to go on from; init={config.init!r} starts anew: leave it out")
+    elif config.backbone is None:
+        raise ArgumentError(f"the configuration lacks backbone, which init={config.init!r} needs; give its sizes")
     else:
         tokenizer = _tokenizer(config, samples, out / "tokenizer.json")
-        config = replace(config, backbone=replace(config.backbone, vocab_size=tokenizer.vocab_size))
+        backbone = replace(config.backbone, vocab_size=tokenizer.vocab_size)
+        config = replace(config, backbone=backbone)
         torch.manual_seed(config.seed)
         try:
-            model = VisionLanguageModel(config.tower, config.backbone)
+            model = VisionLanguageModel(config.tower, backbone)
         except ValueError as error:
             raise ArgumentError(f"the configuration describes no model: {error}") from None
         if config.init == "imagenet":
@@ -44,6 +56,25 @@ def build(
         if phase.stage > model.tower.stages:
             raise ArgumentError(f"phase {phase.name!r}: stage={phase.stage}; the tower has {model.tower.stages} stages")
     return model, tokenizer, config
+
+
+def _start(config: TrainConfig) -> tuple[VisionLanguageModel, Tokenizer, ImageTransform, dict[str, dict[str, Any]]]:
+    """The model to go on from, its tokenizer, its transform, and what it was trained for."""
+    if config.init.startswith("ofa:"):
+        return load_ofa(config.init.removeprefix("ofa:"), tokenizer=config.tokenizer)
+    if config.tokenizer is not None:
+        raise ArgumentError(
+            f"tokenizer={config.tokenizer!r} is for an init that begins with ofa:; {config.init!r} has its own"
+        )
+    folder = hub.resolve(config.init)
+    return *hub.load_model(folder), hub.task_settings(folder)
+
+
+@torch.inference_mode()
+def _check_size(model: VisionLanguageModel, image: ImageTransform) -> None:
+    side = model.tower(torch.zeros(1, 3, image.size, image.size)).shape[1]
+    if side > (limit := model.backbone.config.image_bucket_size):
+        raise ArgumentError(f"image_size={image.size} makes {side} patches a side; the model reads {limit}: lower it")
 
 
 def _tokenizer(config: TrainConfig, samples: Sequence[Sample], file: Path) -> Tokenizer:

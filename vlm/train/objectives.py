@@ -1,20 +1,48 @@
 """What training minimises."""
 
+import torch
 from torch import Tensor, nn
 
 
-def label_smoothed_cross_entropy(logits: Tensor, labels: Tensor, smoothing: float = 0.0) -> Tensor:
+def label_smoothed_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    smoothing: float = 0.0,
+    *,
+    allowed: Tensor | None = None,
+    weights: Tensor | None = None,
+    drop_worst: float = 0.0,
+) -> Tensor:
     """Mean loss of the labelled words.
 
-    OFA spreads `smoothing` over the other V - 1 entries, torch over all V; the factor turns one into the other.
+    OFA spreads `smoothing` over the other V - 1 entries, torch over all V; a factor turns one into the other.
 
     Args:
         logits: `[words, vocab]`.
         labels: `int64[words]`.
         smoothing: probability taken from the label.
+        allowed: `bool[words, vocab]`, True at the entries that compete, the label among them; None: all do.
+        weights: of each word's loss, `float32[words]`; None: 1. The mean is over words, whatever they weigh.
+        drop_worst: share of the words that is left out: those with the largest loss, which may be labelled wrongly.
     """
-    vocab = logits.shape[-1]
-    return nn.functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing * vocab / (vocab - 1))
+    logits = logits.float()
+    if allowed is None:
+        vocab = logits.shape[-1]
+        reduction = "mean" if weights is None and not drop_worst else "none"
+        losses = nn.functional.cross_entropy(
+            logits, labels, reduction=reduction, label_smoothing=smoothing * vocab / (vocab - 1)
+        )
+    else:
+        log_probs = logits.masked_fill(~allowed, -torch.inf).log_softmax(-1)
+        nll = -log_probs.gather(1, labels[:, None])[:, 0]
+        # an entry without rivals has log-probability 0, which the large share of 1e-6 multiplies
+        each = smoothing / (allowed.sum(-1) - 1 + 1e-6)
+        losses = (1 - smoothing - each) * nll - each * log_probs.masked_fill(~allowed, 0).sum(-1)
+    if weights is not None:
+        losses = losses * weights
+    if drop_worst:
+        losses = losses.topk(max(1, int(len(losses) * (1 - drop_worst))), largest=False).values
+    return losses.mean()
 
 
 def self_critical_loss(logits: Tensor, labels: Tensor, advantage: Tensor) -> Tensor:
