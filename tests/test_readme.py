@@ -48,10 +48,12 @@ def run(code: str) -> list[str]:
 
 def test_python_code_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
-    captions, encoders = (block for kind, block in BLOCKS if kind == "python")
+    captions, encoders, lora = (block for kind, block in BLOCKS if kind == "python")
     assert len(run(captions)) == 3
     cat, rocket = map(float, re.findall(r"-?\d\.\d+", run(encoders)[0]))
     assert cat > rocket
+    losses = list(map(float, run(lora)))
+    assert len(losses) == 5 and losses[-1] < losses[0]
 
 
 def test_search_and_label_commands_run(monkeypatch, tmp_path, capsys):

@@ -56,6 +56,7 @@ def test_missing_parts_have_their_defaults():
         ({"epochs": 0}, "must be at least 1"),
         ({"batch_size": 0}, "must be at least 1"),
         ({"chunks": 0}, "must be at least 1"),
+        ({"objective": "contrastive", "neighbours": 1, "text_lr": 1e-4}, "neighbours are found by a frozen text tower"),
         ({"batch_size": 8, "chunks": 3}, "phase 'x': batch_size=8 is no multiple of chunks=3"),
         ({"objective": "sigmoid", "batch_size": 1}, "sigmoid compares photos; batch_size must be at least 2"),
         ({"captions": -1}, "must be at least 1"),

@@ -37,7 +37,8 @@ class Phase:
     text_lr: float = 0.0
     """Peak learning rate of the pair's text tower; 0 freezes it, and its vectors are computed once."""
     neighbours: int = 0
-    """Photos of the like captions that stand beside each photo in a contrastive batch, as hard negatives."""
+    """Photos of the like captions that stand beside each photo in a contrastive batch, as hard negatives; the frozen
+    text tower says which."""
     chunks: int = 1
     """Parts of a batch that go through the networks one after the other, where memory is short."""
     final_lr: float = 0.0
@@ -96,6 +97,8 @@ class Phase:
             raise ValueError(
                 f"phase {self.name!r}: batch_size={self.batch_size} is no multiple of chunks={self.chunks}"
             )
+        if self.neighbours and self.text_lr:
+            raise ValueError(f"phase {self.name!r}: neighbours are found by a frozen text tower; set text_lr to 0")
         if self.objective in PAIR_OBJECTIVES and self.batch_size < 2:
             raise ValueError(f"phase {self.name!r}: {self.objective} compares photos; batch_size must be at least 2")
         if self.views and not self.stage:

@@ -197,6 +197,7 @@ class Trainer(ABC):
         frozen.update(parameter for module, lr in learners if not lr for parameter in module.parameters())
         for parameter in model.parameters():
             parameter.requires_grad_(parameter not in frozen)
+        self.prepare(phase)
         self.pool = [i for i in self.photos if self.usable(i, phase)]
         optimizer = self._optimizer(phase, learners)
         average = Average(model, phase.ema)
@@ -212,8 +213,6 @@ class Trainer(ABC):
         total = per_epoch * phase.epochs
         writer = self._writer() if self.main else None
         bar = tqdm(total=total * share, initial=step * share, unit="photo", desc=phase.name, disable=not self.main)
-        if step < total:
-            self.prepare(phase)
         features = self._features(phase) if phase.views and step < total else None
         saved = time.monotonic()
         while step < total:

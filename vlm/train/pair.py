@@ -113,16 +113,14 @@ class PairTrainer(Trainer):
             if isinstance(module, nn.Dropout):
                 module.p = phase.dropout
         self.vectors, self.near = None, []
-        if phase.neighbours or not phase.text_lr:
-            vectors = self._text_vectors(self.ids)
-            if phase.neighbours:
-                means = torch.stack([nn.functional.normalize(vectors[rows], dim=-1).mean(0) for rows in self.sentences])
-                self.near = nearest(means, 8 * phase.neighbours)  # some will be taken already
-            if not phase.text_lr:  # a frozen text tower says the same each time
-                self.vectors = vectors
 
     def order(self, phase: Phase, seed: str) -> list[int]:
         """Each photo is followed by the photos of the like captions that are left: they are told apart in one batch."""
+        if not phase.text_lr and self.vectors is None:  # a frozen text tower says the same each time
+            self.vectors = self._text_vectors(self.ids)
+            unit = nn.functional.normalize(self.vectors, dim=-1)
+            means = torch.stack([unit[rows].mean(0) for rows in self.sentences])
+            self.near = nearest(means, 8 * phase.neighbours)  # some will be placed already
         order = super().order(phase, seed)
         return with_neighbours(order, self.near, phase.neighbours) if phase.neighbours else order
 
