@@ -22,7 +22,7 @@ import time
 times = [time.perf_counter()]
 def mark():
     times.append(time.perf_counter())
-from tasks.caption import no_collections
+from tasks._command import no_collections
 with no_collections():
     import torch, timm, vlm.model
     mark()

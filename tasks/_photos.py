@@ -64,7 +64,7 @@ class PhotoArgs:
             ArgumentError: the device cannot be used, or the model was not trained for the task.
         """
         import vlm
-        from tasks.caption import no_collections
+        from tasks._command import no_collections
 
         with no_collections():
             model = vlm.load(self.model, device=self.device, tokenizer=self.tokenizer)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from tasks._command import command, no_collections
 from tasks._photos import PhotoArgs, print_each, read_list
-from tasks.caption import no_collections
-from vlm.errors import ArgumentError, VLMError
+from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
     from vlm.model import Answer
@@ -33,12 +33,7 @@ class Args(PhotoArgs):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.cli(Args, args=argv, prog="python -m tasks.classify", description=__doc__)
-    try:
-        return run(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command("classify", Args, run, __doc__, argv)
 
 
 def run(args: Args) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import tyro
 
-from vlm.errors import ArgumentError, VLMError
+from tasks._command import command
+from vlm.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,7 @@ class Args:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.cli(Args, args=argv, prog="python -m tasks.convert", description=__doc__)
-    try:
-        print(convert(args))
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command("convert", Args, lambda args: print(convert(args)), __doc__, argv)
 
 
 def convert(args: Args) -> Path:

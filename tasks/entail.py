@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from tasks._command import command
 from tasks._photos import PhotoArgs, print_each
-from vlm.errors import VLMError
 
 if TYPE_CHECKING:
     from vlm.model import Answer, Photo
@@ -29,12 +29,7 @@ class Args(PhotoArgs):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.cli(Args, args=argv, prog="python -m tasks.entail", description=__doc__)
-    try:
-        return run(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command("entail", Args, run, __doc__, argv)
 
 
 def run(args: Args) -> int:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from tasks.caption import no_collections
-from vlm.errors import VLMError
+from tasks._command import command, no_collections
 
 
 @dataclass(frozen=True)
@@ -19,12 +18,7 @@ class Args:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.cli(Args, args=argv, prog="python -m tasks.export", description=__doc__)
-    try:
-        return run(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command("export", Args, run, __doc__, argv)
 
 
 def run(args: Args) -> int:

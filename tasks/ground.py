@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from tasks._command import command
 from tasks._photos import PhotoArgs, print_each
-from vlm.errors import ArgumentError, ImageError, VLMError
+from vlm.errors import ArgumentError, ImageError
 
 if TYPE_CHECKING:
     from vlm.model import Box, Photo
@@ -28,12 +29,7 @@ class Args(PhotoArgs):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.cli(Args, args=argv, prog="python -m tasks.ground", description=__doc__)
-    try:
-        return run(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command("ground", Args, run, __doc__, argv)
 
 
 def run(args: Args) -> int:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from tasks.caption import no_collections
+from tasks._command import no_collections
 from vlm.errors import ArgumentError, VLMError
 
 if TYPE_CHECKING:

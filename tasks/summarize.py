@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from tasks.caption import no_collections
+from tasks._command import command, no_collections
 from vlm.errors import ArgumentError, DataError, VLMError
 
 
@@ -35,12 +35,7 @@ class Args:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.cli(Args, args=argv, prog="python -m tasks.summarize", description=__doc__)
-    try:
-        return run(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command("summarize", Args, run, __doc__, argv)
 
 
 def run(args: Args) -> int:

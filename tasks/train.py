@@ -12,7 +12,8 @@ from typing import Annotated
 
 import tyro
 
-from vlm.errors import ArgumentError, DataError, VLMError
+from tasks._command import command
+from vlm.errors import ArgumentError, DataError
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,7 @@ class Args:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.cli(Args, args=argv, prog="python -m tasks.train", description=__doc__)
-    try:
-        train(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return command("train", Args, train, __doc__, argv)
 
 
 def train(args: Args) -> None:

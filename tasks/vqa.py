@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from tasks._command import command
 from tasks._photos import PhotoArgs, print_each, read_list
-from vlm.errors import ArgumentError, VLMError
+from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
     from vlm.model import Answer, Photo
@@ -36,12 +37,7 @@ class Args(PhotoArgs):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.cli(Args, args=argv, prog="python -m tasks.vqa", description=__doc__)
-    try:
-        return run(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return command("vqa", Args, run, __doc__, argv)
 
 
 def run(args: Args) -> int:
