@@ -3,14 +3,27 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
 
+if TYPE_CHECKING:
+    from vlm.tokenizer import Tokenizer
+
 GOLDEN = Path(__file__).parents[3] / "shared" / "ofa_golden"
 
 Shapes = dict[str, tuple[int, ...]]
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> "Tokenizer":
+    """The original's vocabulary."""
+    from vlm.convert.ofa_tokenizer import load_tokenizer
+
+    if not GOLDEN.is_dir():
+        pytest.skip("the items of the original are not beside the checkout")
+    return load_tokenizer(GOLDEN / "bpe")
 
 
 def names(

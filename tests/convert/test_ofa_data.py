@@ -10,7 +10,6 @@ import torch
 from vlm import prompt
 from vlm.candidates import Trie
 from vlm.convert.ofa_config import IMAGENET
-from vlm.convert.ofa_tokenizer import load_tokenizer
 from vlm.image import ImageTransform, load_image
 from vlm.prompt import Example, example
 from vlm.tokenizer import BOS, PAD, Tokenizer
@@ -20,13 +19,6 @@ DATA = json.loads((GOLDEN / "data" / "data_golden.json").read_text(encoding="utf
 ITEMS: list[dict[str, Any]] = DATA.get("items", [])
 PREFIXES: dict[str, Any] = {"none": "none", "src": "source_and_end", "prev_output": "source"}
 MAX_WORDS = 80  # of questions and phrases, in the original's recipes
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    if not GOLDEN.is_dir():
-        pytest.skip("the items of the original are not beside the checkout")
-    return load_tokenizer(GOLDEN / "bpe")
 
 
 def items(name: str) -> list[Any]:

@@ -10,7 +10,6 @@ import pytest
 from vlm import prompt
 from vlm.convert.ofa import task_settings
 from vlm.convert.ofa_config import PREFIXES
-from vlm.convert.ofa_tokenizer import load_tokenizer
 from vlm.image import ImageTransform
 from vlm.model import Answer, Model, Photo
 from vlm.tokenizer import Tokenizer
@@ -42,13 +41,6 @@ class Listener(Model):
     def weigh(self, task, instructions, patches, choices, prefix=None):
         self.write(task, instructions, patches, prefix=prefix, choices=choices)
         return [[Answer(choices[0], 0.0)]]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    if not GOLDEN.is_dir():
-        pytest.skip("the items of the original are not beside the checkout")
-    return load_tokenizer(GOLDEN / "bpe")
 
 
 def items(name: str) -> list[Any]:
