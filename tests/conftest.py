@@ -10,6 +10,7 @@ import pytest
 
 if TYPE_CHECKING:
     from vlm.models.vision_language import VisionLanguageModel
+    from vlm.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "ofa_golden"
 
@@ -82,7 +83,42 @@ def small_clip(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def all_tasks(tmp_path_factory) -> Path:
+def small_model() -> "Callable[..., tuple[VisionLanguageModel, Tokenizer]]":
+    """`build(texts, pieces, bins, source, target)`: a small model with random weights, and the tokenizer of `texts`.
+
+    `source` and `target` are the longest sequences of encoder and decoder.
+    """
+    import torch
+
+    from vlm.models.layers import Seq2SeqConfig
+    from vlm.models.towers import TowerConfig, build_tower
+    from vlm.models.vision_language import VisionLanguageModel
+    from vlm.tokenizer import train_tokenizer
+
+    def build(texts, pieces: int, bins: int, source: int, target: int):
+        torch.manual_seed(0)
+        tokenizer = train_tokenizer(texts, pieces, 0, bins)
+        tower = TowerConfig("test_efficientnet")
+        backbone = Seq2SeqConfig(
+            vocab_size=tokenizer.vocab_size,
+            dim=32,
+            heads=2,
+            encoder_layers=1,
+            decoder_layers=1,
+            patch_dim=build_tower(tower).dim,
+            max_source_positions=source,
+            max_target_positions=target,
+            token_bucket_size=16,
+            image_bucket_size=16,
+            dropout=0.0,
+        )
+        return VisionLanguageModel(tower, backbone).eval(), tokenizer
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def all_tasks(tmp_path_factory, small_model) -> Path:
     """The folder of a small model with random weights, which says that it was trained for every task.
 
     Its decoder is given the question before it answers one, as in OFA's models for VQA.
@@ -91,29 +127,10 @@ def all_tasks(tmp_path_factory) -> Path:
 
     from vlm import hub, prompt
     from vlm.image import ImageTransform
-    from vlm.models.layers import Seq2SeqConfig
-    from vlm.models.towers import TowerConfig, build_tower
-    from vlm.models.vision_language import VisionLanguageModel
-    from vlm.tokenizer import train_tokenizer
 
-    torch.manual_seed(0)
     asked = [value for task in prompt.TASKS.values() for value in task.values() if isinstance(value, str)]
-    tokenizer = train_tokenizer([*asked, " yes", " no", " maybe", " a dog", " two cats on a red sofa"], 400, 0, 100)
-    tower = TowerConfig("test_efficientnet")
-    backbone = Seq2SeqConfig(
-        vocab_size=tokenizer.vocab_size,
-        dim=32,
-        heads=2,
-        encoder_layers=1,
-        decoder_layers=1,
-        patch_dim=build_tower(tower).dim,
-        max_source_positions=128,
-        max_target_positions=160,
-        token_bucket_size=16,
-        image_bucket_size=16,
-        dropout=0.0,
-    )
-    module = VisionLanguageModel(tower, backbone).eval()
+    texts = [*asked, " yes", " no", " maybe", " a dog", " two cats on a red sofa"]
+    module, tokenizer = small_model(texts, 400, 100, 128, 160)
     with torch.no_grad():
         module.backbone.embed.weight *= 20  # otherwise all words are nearly as likely
     tasks: dict[str, dict[str, Any]] = {task: {} for task in prompt.TASKS}

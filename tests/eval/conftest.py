@@ -64,33 +64,13 @@ def put_photo() -> Callable[[Path, str], Path]:
 
 
 @pytest.fixture(scope="session")
-def random_model(tmp_path_factory) -> Path:
+def random_model(tmp_path_factory, small_model) -> Path:
     """The folder of a small model with random weights."""
-    import torch
-
     from vlm import hub
     from vlm.image import ImageTransform
-    from vlm.models.layers import Seq2SeqConfig
-    from vlm.models.towers import TowerConfig, build_tower
-    from vlm.models.vision_language import VisionLanguageModel
-    from vlm.tokenizer import train_tokenizer
 
-    torch.manual_seed(0)
-    tokenizer = train_tokenizer(["a dog runs through tall grass", "two cats sit on a red sofa"], 300, 0, 0)
-    tower = TowerConfig("test_efficientnet")
-    backbone = Seq2SeqConfig(
-        vocab_size=tokenizer.vocab_size,
-        dim=32,
-        heads=2,
-        encoder_layers=1,
-        decoder_layers=1,
-        patch_dim=build_tower(tower).dim,
-        max_source_positions=64,
-        max_target_positions=64,
-        token_bucket_size=16,
-        image_bucket_size=16,
-        dropout=0.0,
-    )
+    texts = ["a dog runs through tall grass", "two cats sit on a red sofa"]
+    model, tokenizer = small_model(texts, 300, 0, 64, 64)
     folder = tmp_path_factory.mktemp("model")
-    hub.save_model(folder, VisionLanguageModel(tower, backbone).eval(), tokenizer, ImageTransform(64))
+    hub.save_model(folder, model, tokenizer, ImageTransform(64))
     return folder
