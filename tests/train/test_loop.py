@@ -72,11 +72,9 @@ def reward(photo: int, sentences) -> list[float]:
     return [float(sum(map(ord, sentence)) % 7 + photo) for sentence in sentences]
 
 
-def trainer(
-    out: Path, run: TrainConfig, train: list[Sample], val: Sequence[Sample] = (), metric=None, kind=CaptionTrainer
-):
+def trainer(out: Path, run: TrainConfig, train: list[Sample], val: Sequence[Sample] = (), metric=None):
     model, tokenizer, run = build(run, train, out)
-    return kind(run, model, tokenizer, train, val, out, reward, metric, checkpoint_minutes=0)
+    return CaptionTrainer(run, model, tokenizer, train, val, out, reward, metric, checkpoint_minutes=0)
 
 
 @pytest.fixture(autouse=True)
@@ -179,22 +177,6 @@ def test_batches_after_a_skip_are_those_of_the_whole_epoch(tmp_path):
 # Whole runs
 
 
-class Killed(BaseException):
-    pass
-
-
-def killed_at(phase: int, step: int):
-    """A trainer that stops for good right behind a checkpoint."""
-
-    class Fragile(CaptionTrainer):
-        def _save(self, *arguments):
-            super()._save(*arguments)
-            if arguments[:2] == (phase, step):
-                raise Killed
-
-    return Fragile
-
-
 def weights(out: Path) -> dict[str, bytes]:
     return {name: (out / name / "model.safetensors").read_bytes() for name in "abc"}
 
@@ -210,12 +192,11 @@ def unbroken(request, tmp_path_factory):
 
 # each phase has 3 photos a batch and 10 photos: 6, 3 and 3 steps
 @pytest.mark.parametrize("stops", [[(0, 2)], [(0, 4), (1, 1)], [(0, 6), (1, 2)], [(1, 3), (2, 2)], [(2, 3)]], ids=str)
-def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, unbroken, stops):
+def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, unbroken, stops, run_until):
     run, expected = unbroken
     photos = samples(10)
     for stop in stops:
-        with pytest.raises(Killed):
-            trainer(tmp_path, run, photos, kind=killed_at(*stop)).run()
+        run_until(trainer(tmp_path, run, photos), *stop)
     trainer(tmp_path, run, photos).run()
     assert weights(tmp_path) == expected
     trainer(tmp_path, run, photos).run()  # nothing is left to do
