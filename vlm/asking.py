@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from vlm import prompt
 from vlm.candidates import Trie, score_candidates
@@ -231,9 +230,10 @@ class Asker:
         return self.tokenizer.encode_batch([f" {answer}" for answer in answers])
 
 
-def pad(rows: Sequence[Sequence[int]]) -> Tensor:
+def pad(rows: Sequence[Sequence[int]], value: int = PAD) -> Tensor:
     """Ragged rows to `int64[rows, longest]`, padded on the right."""
-    return pad_sequence([torch.tensor(row, dtype=torch.long) for row in rows], batch_first=True, padding_value=PAD)
+    longest = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows], dtype=torch.long)
 
 
 def search_config(settings: Mapping[str, Any], options: Mapping[str, Any], num_captions: int = 1) -> GenerationConfig:

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlm.asking import pad
 from vlm.candidates import Trie
 from vlm.data.batches import (
     IGNORED,
@@ -16,7 +17,6 @@ from vlm.data.batches import (
     caption_ids,
     choose_answer,
     choose_captions,
-    pad,
     prompt_ids,
     questions,
     says,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vlm import prompt
+from vlm.asking import pad
 from vlm.candidates import Trie
 from vlm.data.shards import Sample
 from vlm.errors import DataError
@@ -48,12 +49,6 @@ class Question:
 
     text: str
     answers: tuple[str, ...]
-
-
-def pad(rows: Sequence[Sequence[int]], value: int = PAD) -> Tensor:
-    """Ragged rows to `int64[rows, longest]`, padded on the right."""
-    longest = max(map(len, rows))
-    return torch.tensor([[*row, *[value] * (longest - len(row))] for row in rows])
 
 
 def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:

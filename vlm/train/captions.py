@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlm import prompt
-from vlm.asking import Asker, search_config
+from vlm.asking import Asker, pad, search_config
 from vlm.candidates import Trie
 from vlm.data.augment import hide_words
 from vlm.data.batches import (
@@ -23,7 +23,6 @@ from vlm.data.batches import (
     caption_ids,
     choose_answer,
     choose_captions,
-    pad,
     questions,
     teacher_forcing,
 )

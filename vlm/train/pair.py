@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vlm.data.batches import choose_captions, pad
+from vlm.asking import pad
+from vlm.data.batches import choose_captions
 from vlm.data.shards import Sample
 from vlm.hub import save_model, save_pair
 from vlm.models.encoders import PAD, ContrastivePair
