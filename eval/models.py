@@ -131,7 +131,10 @@ class VLMModel:
                 setattr(self, task, getattr(self, f"_{task}"))
 
     def settings(self, task: str) -> dict[str, Any]:
-        return dict(self.model.tasks.get(task, {}))
+        settings = dict(self.model.tasks.get(task, {}))
+        if task == "caption" and settings.get("rerank") and self.model.encoders is not None:
+            settings["encoders"] = self.model.encoders.weights_sha256()
+        return settings
 
     def _photos(self, images: Sequence["Tensor"]) -> list["Photo"]:
         """Prepared photos, the same object encoded once, of the size 1 x 1: boxes come in fractions."""

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     known = commands()
     if not args or args[0] in ("-h", "--help"):
         print("usage: vlm COMMAND [OPTIONS]    (vlm COMMAND --help says more)\n")
-        print("\n".join(f"  {name:<10} {line}" for name, line in known.items()))
+        print("\n".join(f"  {name:<13} {line}" for name, line in known.items()))
         return 0
     if args[0] not in known:
         print(f"error: no command {args[0]!r}; known: {', '.join(known)}", file=sys.stderr)

@@ -22,6 +22,9 @@ class Args(PhotoArgs):
     """Longest caption, in tokens (most words are one token). Without it, the model's own (tiny: 20, OFA: 16)."""
     num_captions: int = 1
     """Captions a photo, the best first."""
+    rerank: float | None = None
+    """How much the encoders, which know how well a sentence fits a photo, have a say in which caption is the best; 0 is
+    nothing. Without it, the model's own (tiny: 4)."""
     sample: bool = False
     """Draw captions at random instead of searching for the best."""
     temperature: float = 1.0
@@ -41,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: Args) -> int:
     """Print captions on stdout and what went wrong with single photos on stderr; 1 where anything did."""
     paths = args.paths()
-    options: dict = {"temperature": args.temperature}
+    options: dict = {"temperature": args.temperature, "rerank": args.rerank}
     if args.max_length is not None:
         options["max_tokens"] = args.max_length
     if args.sample:

@@ -84,9 +84,9 @@ def small_clip(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_model() -> "Callable[..., tuple[VisionLanguageModel, Tokenizer]]":
-    """`build(texts, pieces, bins, source, target)`: a small model with random weights, and the tokenizer of `texts`.
+    """`build(texts, pieces, bins, source, target, codes)`: a small model with random weights, and its tokenizer.
 
-    `source` and `target` are the longest sequences of encoder and decoder.
+    `source` and `target` are the longest sequences of encoder and decoder; a picture is 4 x 4 of `codes` codes.
     """
     import torch
 
@@ -95,9 +95,9 @@ def small_model() -> "Callable[..., tuple[VisionLanguageModel, Tokenizer]]":
     from vlm.models.vision_language import VisionLanguageModel
     from vlm.tokenizer import train_tokenizer
 
-    def build(texts, pieces: int, bins: int, source: int, target: int):
+    def build(texts, pieces: int, bins: int, source: int, target: int, codes: int = 0):
         torch.manual_seed(0)
-        tokenizer = train_tokenizer(texts, pieces, 0, bins)
+        tokenizer = train_tokenizer(texts, pieces, codes, bins)
         tower = TowerConfig("test_efficientnet")
         backbone = Seq2SeqConfig(
             vocab_size=tokenizer.vocab_size,
@@ -110,6 +110,7 @@ def small_model() -> "Callable[..., tuple[VisionLanguageModel, Tokenizer]]":
             max_target_positions=target,
             token_bucket_size=16,
             image_bucket_size=16,
+            code_grid=4,
             dropout=0.0,
         )
         return VisionLanguageModel(tower, backbone).eval(), tokenizer

@@ -84,6 +84,18 @@ def test_answers_are_searched_as_by_the_original(nano, words, name):
         assert [answer.score for answer in answers] == pytest.approx([e["score"] for e in expected], abs=1e-4)
 
 
+@torch.inference_mode()
+def test_image_codes_are_the_originals(nano, words):
+    model = Model(nano(), words, ImageTransform(48), "nano", {"generate_image": {"prompt": "{}", "top_k": 1}})
+    data, case = arrays("gen_inputs.npz"), CASES["generation"]["code_topk1"]
+    model.module.backbone.embed.weight[EOS] = data["eos_row"]
+    rows = [ids[1 : ids.index(EOS)] for ids in data["src_tokens_code"].tolist()]
+    codes = model.image_codes([" ".join(f"w{i}" for i in ids) for ids in rows], num_images=3)
+    expected = [[h["tokens"][:-1] for h in hypotheses] for hypotheses in case["hypotheses"]]
+    assert codes.shape == (len(rows), 3, 4, 4)
+    assert (codes.flatten(2) + words.code_start).tolist() == expected
+
+
 # A small random model of our own
 
 

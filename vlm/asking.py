@@ -31,7 +31,8 @@ class Answer:
     Attributes:
         text: what it is.
         score: its log-probability. Where a model is searched with `normalize`, as for captions, the mean over its
-            tokens, divided by the length to the power of the length penalty.
+            tokens, divided by the length to the power of the length penalty; captions that were reranked have their
+            agreement with the photo added, see `vlm.reranking`.
         ids: its tokens, where it was written.
     """
 
@@ -61,9 +62,12 @@ class Asker:
         tasks: Mapping[str, Mapping[str, Any]] | None,
     ):
         self.module, self.tokenizer, self.name = module, tokenizer, name
-        texts, locations = tokenizer.text_range, (tokenizer.bin_start, tokenizer.vocab_size)
+        ranges = {
+            "ground": (tokenizer.bin_start, tokenizer.vocab_size),
+            "generate_image": (tokenizer.code_start, tokenizer.bin_start),
+        }
         self.tasks: dict[str, dict[str, Any]] = {
-            task: {**prompt.TASKS[task], "allowed": locations if task == "ground" else texts, **settings}
+            task: {**prompt.TASKS[task], "allowed": ranges.get(task, tokenizer.text_range), **settings}
             for task, settings in (tasks or {"caption": {}}).items()
         }
 

@@ -8,9 +8,11 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 
-from vlm import hub, prompt
-from vlm.asking import Answer, Asker, each_photo
+from vlm import hub, prompt, reranking
+from vlm.asking import Answer, Asker, each_photo, search_config
+from vlm.encoders import PairEncoders
 from vlm.errors import ArgumentError, ImageError
+from vlm.generation import generate
 from vlm.image import MAX_PIXELS, ImageSource, ImageTransform, load_image
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.tokenizer import Tokenizer
@@ -49,6 +51,7 @@ class Model(Asker):
         transform: a photo to what the tower reads.
         name: what it was loaded by.
         tasks: what it was trained for, and how each is asked and searched, see `vlm.prompt.TASKS`.
+        encoders: the contrastive pair on the same tower that has a say in captions, if one does.
     """
 
     def __init__(
@@ -58,9 +61,10 @@ class Model(Asker):
         transform: ImageTransform,
         name: str = "",
         tasks: Mapping[str, Mapping[str, Any]] | None = None,
+        encoders: PairEncoders | None = None,
     ):
         super().__init__(module, tokenizer, name, tasks)
-        self.transform = transform
+        self.transform, self.encoders = transform, encoders
 
     def to(self, device: str | torch.device) -> "Model":
         """Move the networks.
@@ -70,6 +74,8 @@ class Model(Asker):
         """
         try:
             self.module.to(device)
+            if self.encoders is not None:
+                self.encoders.to(device)
         except (RuntimeError, AssertionError) as error:
             reason = str(error).splitlines()[0]
             raise ArgumentError(f"device {str(device)!r} cannot be used: {reason}; try cpu, cuda or mps") from None
@@ -148,42 +154,55 @@ class Model(Asker):
     # Captions
 
     def caption_patches(
-        self, patches: Tensor, *, num_captions: int = 1, seed: int | None = None, **options
+        self,
+        patches: Tensor,
+        *,
+        num_captions: int = 1,
+        rerank: float | None = None,
+        seed: int | None = None,
+        **options,
     ) -> list[list[Caption]]:
         """Describe photos by their patch features.
 
         Args:
             patches: from `encode_images`.
             num_captions: sentences a photo, the best first.
+            rerank: weight of the agreement of photo and sentence in the order of the captions that were found, see
+                `vlm.reranking`; 0: leave it out; None: as `tasks["caption"]` says, where the model has encoders.
             seed: of the random numbers, where `sample` is set.
             options: fields of `GenerationConfig` that shall differ from `tasks["caption"]`.
 
         Raises:
-            ArgumentError: options that exclude each other, or the model does not caption.
+            ArgumentError: options that exclude each other, the model does not caption, or has no encoders to rerank by.
         """
-        ids = self.tokenizer.encode(self.settings("caption")["prompt"])
+        settings = self.settings("caption")
+        ids = self.tokenizer.encode(settings["prompt"])
+        if rerank is None:
+            rerank = settings.get("rerank", 0.0) if self.encoders is not None else 0.0
+        weight = reranking.check_weight(rerank)
+        if weight and self.encoders is None:
+            raise ArgumentError(f"{self.name!r} has no encoders to rerank by; leave rerank out")
         found = self.write("caption", [ids] * len(patches), list(patches), count=num_captions, seed=seed, **options)
+        if weight and self.encoders is not None:
+            found = reranking.rerank(self.encoders, patches, found, weight)
         return [captions[:num_captions] for captions in found]
 
     def caption_each(
         self,
         images: Sequence[Picture],
         *,
-        num_captions: int = 1,
         batch_size: int = 16,
         max_pixels: int = MAX_PIXELS,
         **options,
     ) -> Iterator[list[Caption] | ImageError]:
-        """Describe many photos, as `ask_each`; `num_captions` and `options` as in `caption_patches`.
+        """Describe many photos, as `ask_each`; `options` as in `caption_patches`.
 
         Yields:
             For each photo, in order, its captions, the best first, or what is wrong with it.
         """
         return self.ask_each(
             images,
-            lambda photos: self.caption_patches(
-                torch.stack([photo.patches for photo in photos]), num_captions=num_captions, **options
-            ),
+            lambda photos: self.caption_patches(torch.stack([photo.patches for photo in photos]), **options),
             batch_size=batch_size,
             max_pixels=max_pixels,
         )
@@ -413,6 +432,40 @@ class Model(Asker):
         """Write out one text; arguments and errors as in `completions`."""
         return self.completions([text], **options)[0][0].text
 
+    # Pictures
+
+    @torch.inference_mode()
+    def image_codes(self, texts: Sequence[str], *, num_images: int = 1, seed: int | None = None, **options) -> Tensor:
+        """Draw pictures of texts, as codes of the VQGAN that the model was trained with.
+
+        `vlm.convert.vqgan` turns them into pixels.
+
+        Args:
+            texts: what the pictures show; what is behind 64 words is not read.
+            num_images: pictures of each.
+            seed: of the random numbers.
+            options: fields of `GenerationConfig` that shall differ from `tasks["generate_image"]`.
+
+        Returns:
+            `int64[texts, num_images, side, side]`, codes from 0 on.
+
+        Raises:
+            ArgumentError: options that exclude each other, a text without words, or the model does not draw.
+        """
+        settings = self.settings("generate_image")
+        side, first = self.module.backbone.config.code_grid, self.tokenizer.code_start
+        ids = [self.tokenizer.encode(prompt.image_instruction(text, settings["prompt"])) for text in texts]
+        encoded, _ = self.read(ids, None, "none")
+        found = generate(
+            self.module.backbone,
+            encoded,
+            replace(search_config(settings, options, num_images), min_tokens=side**2, max_tokens=side**2),
+            codes=True,
+            generator=None if seed is None else torch.Generator(self.device).manual_seed(seed),
+        )
+        codes = torch.tensor([[hypothesis.ids for hypothesis in drawn] for drawn in found])
+        return codes.view(len(texts), -1, side, side) - first
+
 
 def load(name: str = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | Path | None = None) -> Model:
     """Load a model.
@@ -435,4 +488,8 @@ def load(name: str = "tiny", *, device: str | torch.device = "cpu", tokenizer: s
     if tokenizer is not None:
         raise ArgumentError(f"tokenizer={str(tokenizer)!r} is for names that begin with ofa:; {name!r} has its own")
     folder = hub.resolve(name)
-    return Model(*hub.load_model(folder), name, hub.task_settings(folder)).to(device)
+    module, words, transform = hub.load_model(folder)
+    tasks, encoders = hub.task_settings(folder), None
+    if "caption" in tasks and hub.has_pair(folder):
+        encoders = PairEncoders(name, module.tower, *hub.load_pair(folder), transform).eval()
+    return Model(module, words, transform, name, tasks, encoders).to(device)

@@ -38,12 +38,14 @@ LOCATION_PIXELS = 512  # what the last location stands for, also where photos ar
 MAX_WORDS = 80  # of a question, phrase or sentence; OFA cuts off the rest
 MAX_ARTICLE_WORDS = 512
 MAX_OBJECTS = 30
+MAX_IMAGE_WORDS = 64  # of the text of a picture
 
 Prefix = Literal["none", "source", "source_and_end"]
 
 # What models can do, and how each is asked and its answer searched where a model's config.json says nothing else:
 # `prompt`, `prefix` (see `example`), `box_pixels` (the `size` of `box_locations`; None: that of the model's transform),
-# and the fields of `GenerationConfig`. The searches are those of OFA's evaluation scripts.
+# `rerank` (of captions, see `vlm.reranking`), and the fields of `GenerationConfig`. The searches are those of OFA's
+# evaluation scripts.
 TASKS: dict[str, dict[str, Any]] = {
     "caption": {"prompt": CAPTION, **CAPTION_OPTIONS},
     "answer": {"prompt": QUESTION, "prefix": "none", "beams": 5, "max_tokens": 30, "normalize": False},
@@ -60,8 +62,9 @@ TASKS: dict[str, dict[str, Any]] = {
     "classify": {"prompt": CLASSIFY},
     "summarize": {"prompt": SUMMARIZE, "beams": 6, "max_tokens": 32, "length_penalty": 0.7, "no_repeat_ngram": 3},
     "complete": {"prompt": COMPLETE, "beams": 5, "max_tokens": 100, "no_repeat_ngram": 3},
+    "generate_image": {"prompt": GENERATE_IMAGE, "sample": True, "top_k": 256},
 }
-ASKED = ("prompt", "prompt_with_caption", "prefix", "box_pixels")  # settings that are not about the search
+ASKED = ("prompt", "prompt_with_caption", "prefix", "box_pixels", "rerank")  # settings that are not about the search
 
 _PUNCTUATION = re.compile(r"[^\w\s'-]|_|(?<![^\W_])['-]+|['-]+(?![^\W_])")
 _BLANKS = re.compile(r"\s+")
@@ -161,6 +164,18 @@ def gap_ids(tokenizer: Tokenizer, text: str, instruction: str = COMPLETE) -> lis
     for number, part in enumerate(parts):
         ids += [tokenizer.mask_id] * bool(number) + tokenizer.encode(part.rstrip())
     return ids + tokenizer.encode(after)
+
+
+def image_instruction(text: str, instruction: str = GENERATE_IMAGE) -> str:
+    """The instruction to draw a picture of a text, of which OFA reads the first words as they are.
+
+    Raises:
+        ArgumentError: the text holds no words.
+    """
+    read = text.split()[:MAX_IMAGE_WORDS]
+    if not read:
+        raise ArgumentError("there is nothing to draw; write some words")
+    return instruction.format(" ".join(read))
 
 
 def box_locations(tokenizer: Tokenizer, box: Sequence[float], width: int, height: int, size: int) -> list[int]:

@@ -118,10 +118,9 @@ def test_entailment(tokenizer, item):
 
 @pytest.mark.parametrize("item", items("image_gen"))
 def test_image_generation(tokenizer, item):
-    text = " ".join(item["input"]["text"].split()[:64])
     step = 37 if "code_rule" in item["input"] else 0
     codes = [tokenizer.code_start + step * i % tokenizer.num_codes for i in range(1024)]
-    check(example(tokenizer.encode(prompt.GENERATE_IMAGE.format(text)), codes), item)
+    check(example(tokenizer.encode(prompt.image_instruction(item["input"]["text"])), codes), item)
 
 
 @pytest.mark.parametrize("item", items("image_classify"))

@@ -142,6 +142,7 @@ def task_settings(tokenizer: Tokenizer, prefix: prompt.Prefix) -> dict[str, dict
         prefix: what the decoder is given before answers, see `Settings`.
     """
     tasks: dict[str, dict[str, Any]] = {task: {"allowed": None} for task in prompt.TASKS}
+    tasks["generate_image"] = {}
     for task in ("answer", "entail"):
         tasks[task]["prefix"] = prefix
     for task in ("ground", "describe_region"):

@@ -51,7 +51,7 @@ def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
         return _read_folder(path)
     if not path.is_file():
         raise ModelError(f"no OFA checkpoint at {str(path)!r}; give a fairseq .pt file or a folder of transformers")
-    content = _torch_load(path)
+    content = torch_load(path)
     if not isinstance(content, dict) or "model" not in content:
         found = ", ".join(map(str, list(content)[:3])) if isinstance(content, dict) else type(content).__name__
         raise ModelError(
@@ -83,7 +83,7 @@ def _read_folder(folder: Path) -> Checkpoint:
         raise ModelError(f"{str(config)!r} is not JSON: {error}; copy or download it again") from None
     settings = _settings(from_transformers, values if isinstance(values, dict) else {}, config)
     if file.suffix == ".bin":
-        return Checkpoint(file, _mapping(_torch_load(file), file), settings)
+        return Checkpoint(file, _mapping(torch_load(file), file), settings)
     try:
         return Checkpoint(file, load_file(file), settings)
     except (SafetensorError, OSError) as error:
@@ -91,7 +91,7 @@ def _read_folder(folder: Path) -> Checkpoint:
 
 
 class _Unread:
-    """Stands for a value that nobody reads: a NumPy number among the statistics of a training."""
+    """Stands for a value that nobody reads, such as a NumPy number among the statistics of a training."""
 
     def __init__(self, *arguments: Any):
         pass
@@ -103,10 +103,18 @@ class _Unread:
 _UNREAD = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 
 
-def _torch_load(file: Path) -> Any:
+def torch_load(file: Path, unread: str | None = None) -> Any:
     """`torch.load` of tensors, plain values and `argparse.Namespace`, nothing else.
 
     Members of fairseq's enumerations, which some files hold among the settings, come as their plain values.
+
+    Args:
+        file: written by `torch.save`.
+        unread: beginning of the names of Python objects that the file may hold; they are not made, something empty
+            stands for them.
+
+    Raises:
+        ModelError: it cannot be read, or holds another object.
     """
     allowed: list[Any] = [argparse.Namespace, *((_Unread, name) for name in _UNREAD)]
     is_zip = zipfile.is_zipfile(file)  # what is older than torch 1.6, and what is cut off, is none
@@ -114,6 +122,7 @@ def _torch_load(file: Path) -> Any:
         if is_zip:
             found = torch.serialization.get_unsafe_globals_in_checkpoint(file)
             allowed += [(str, name) for name in found if name.startswith("fairseq.dataclass.constants.")]
+            allowed += [(_Unread, name) for name in found if unread and name.startswith(unread)]
         with torch.serialization.safe_globals(allowed):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
     except Exception as error:  # torch raises nearly anything on files that are no checkpoints
