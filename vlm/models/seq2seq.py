@@ -163,10 +163,11 @@ class Encoder(Stack):
         assert isinstance(relative, RelativeBias)
         words = text.shape[0]
         patches = bias.shape[-1] - words
-        both = nn.functional.pad(relative.look_up(relative.text, text), (patches, 0, patches, 0))
+        both = bias.clone()
+        both[..., patches:, patches:] += relative.look_up(relative.text, text)
         if image is not None:
-            both = both + nn.functional.pad(relative.look_up(relative.image, image), (0, words, 0, words))
-        return bias + both
+            both[..., :patches, :patches] += relative.look_up(relative.image, image)
+        return both
 
 
 class Decoder(Stack):
