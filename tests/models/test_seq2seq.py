@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.models.attention import image_buckets, text_buckets
+from vlm.models.attention import attend, image_buckets, text_buckets
 from vlm.models.layers import Seq2SeqConfig
 from vlm.models.towers import TowerConfig
 from vlm.models.vision_language import VisionLanguageModel
@@ -125,3 +125,20 @@ def test_outputs_are_those_recorded_when_the_original_was_matched():
     for name, value in found.items():
         torch.testing.assert_close(value, torch.from_numpy(recorded[name]), atol=1e-4, rtol=1e-4)
         assert value.std() > 0.1  # numbers that a change would move
+
+
+@pytest.mark.parametrize("shape", [None, (1, 1, 1, 7), (2, 1, 1, 7), (1, 3, 5, 7), (2, 3, 5, 7), (2, 3, 1, 7)])
+def test_attention_is_the_same_with_and_without_gradients(shape):
+    """Without them a fused kernel computes it."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 3, 5, 8, generator=generator, requires_grad=True)
+    k, v = (torch.randn(2, 3, 7, 8, generator=generator) for _ in range(2))
+    bias = None
+    if shape:
+        bias = torch.randn(shape, generator=generator)
+        bias[..., -2:] = -torch.inf
+    single = attend(q, k, v, bias)
+    single.sum().backward()
+    assert q.grad is not None and bool(q.grad.abs().sum() > 0)
+    with torch.inference_mode():
+        torch.testing.assert_close(attend(q, k, v, bias), single.detach(), atol=1e-6, rtol=1e-5)
