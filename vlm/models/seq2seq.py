@@ -249,6 +249,8 @@ class Seq2Seq(nn.Module):
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
         self.apply(self._init)
+        # OFA's 0.02, meant for its widths, leaves a narrow model's logits so flat that it takes epochs to raise them
+        nn.init.normal_(self.embed.weight, std=config.dim**-0.5)
         nn.init.zeros_(self.embed.weight[PAD])
 
     @staticmethod
