@@ -93,7 +93,7 @@ class Original:
 
 @contextmanager
 def plain_attention() -> Iterator[None]:
-    """Attention in single operations, and layers' biases padded to the whole before they are added."""
+    """Attention in single operations, whose weights are written down."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float = 0.0) -> Tensor:
         logits = q @ k.transpose(-1, -2)
