@@ -380,7 +380,7 @@ def test_enumerations_of_fairseq_come_as_their_values(small, tmp_path):
     name = "fairseq.dataclass.constants"
     choice = Enum("DDP_BACKEND_CHOICES", {"c10d": "c10d"}, module=name)
     # as Python 3.7 writes a member, and later ones do again; 3.11.0 to 3.11.3 write a call of getattr
-    choice.__reduce_ex__ = lambda member, proto: (choice, (member.value,))
+    setattr(choice, "__reduce_ex__", lambda member, protocol: (choice, (member.value,)))  # noqa: B010
     with pytest.MonkeyPatch.context() as patch:  # pickle looks the class up when it writes
         for parent in ("fairseq", "fairseq.dataclass", name):
             patch.setitem(sys.modules, parent, ModuleType(parent))
