@@ -453,7 +453,11 @@ class Model(Asker):
             ArgumentError: options that exclude each other, a text without words, or the model does not draw.
         """
         settings = self.settings("generate_image")
+        if num_images < 1:
+            raise ArgumentError(f"num_images={num_images} is below 1; give 1 or more")
         side, first = self.module.backbone.config.code_grid, self.tokenizer.code_start
+        if not texts:
+            return torch.empty(0, num_images, side, side, dtype=torch.long)
         ids = [self.tokenizer.encode(prompt.image_instruction(text, settings["prompt"])) for text in texts]
         encoded, _ = self.read(ids, None, "none")
         found = generate(

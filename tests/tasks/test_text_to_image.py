@@ -43,6 +43,7 @@ def test_pictures_are_those_of_the_codes(folder, tmp_path, capsys):
     model, vqgan = vlm.load(str(folder / "model")), load_vqgan(folder / "vqgan")
     codes = [model.image_codes([text], num_images=2, seed=3, top_k=256)[0] for text in texts]
     assert not torch.equal(codes[0][0], codes[0][1])  # drawn apart
+    assert model.image_codes([], num_images=2).shape == (0, 2, 4, 4)
     expected = [picture for grids in codes for picture in vqgan.pictures(grids)]
     for path, picture in zip(paths, expected, strict=True):
         found = Image.open(path)
@@ -55,7 +56,7 @@ def test_pictures_are_those_of_the_codes(folder, tmp_path, capsys):
         ({"--model": "tiny"}, "not for generate_image"),
         ({"--text": " "}, "nothing to draw"),
         ({"--vqgan": "gone.ckpt"}, r"gone\.ckpt"),
-        ({"--num-images": "0"}, "0"),
+        ({"--num-images": "0"}, "num_images=0 is below 1"),
     ],
 )
 def test_what_cannot_be_drawn(folder, tmp_path, capsys, change, reason):
