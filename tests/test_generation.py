@@ -295,7 +295,7 @@ def test_draws_follow_the_softmax(temperature):
     encoded = backbone.encode(prompts([4], 12))
     probs = first_token(backbone, encoded) ** (1 / temperature)
     probs /= probs.sum()
-    counts = torch.bincount(torch.tensor(draws(backbone, encoded, 0, temperature=temperature)), minlength=12)
+    counts = torch.bincount(torch.tensor(draws(backbone, encoded, 1, temperature=temperature)), minlength=12)
     assert counts.sum() == 4000 and not counts[probs == 0].any()
     expected = 4000 * probs[probs > 0]
     statistic = float(((counts[probs > 0] - expected) ** 2 / expected).sum())

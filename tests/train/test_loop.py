@@ -25,6 +25,7 @@ from vlm.data.features import view
 from vlm.data.shards import Sample
 from vlm.errors import DataError
 from vlm.generation import GenerationConfig, generate
+from vlm.models.towers import freeze_batch_norm
 from vlm.train.build import build
 from vlm.train.captions import CaptionTrainer
 from vlm.train.config import Phase, TrainConfig, from_json
@@ -304,3 +305,25 @@ def test_a_tiny_model_overfits_four_photos(tmp_path):
     scores = [score for hypotheses in found for score in hypotheses[0].token_scores]
     assert -sum(scores) / len(scores) < 0.4
     assert [list(h[0].ids) for h in found] == [caption_ids(tokenizer, [text], 32)[0] for text in texts]
+
+
+def test_the_beams_of_a_photo_compete(tmp_path):
+    run = trainer(tmp_path, config([{**PHASES[1], "views": 0, "stage": 0, "dropout": 0.5}]), samples(6))
+    rewarded: dict[int, list[str]] = {}
+    run.reward = lambda photo, sentences: rewarded.update({photo: list(sentences)}) or reward(photo, sentences)
+    (phase,) = run.config.phases
+    run.prepare(phase)
+    run.model.train()
+    freeze_batch_norm(run.tower)
+    step = run._step(phase, next(run._batches(0, phase, 0, 0, None)), "0")
+    loss, figures = run.loss(run.model, step)
+    assert loss.requires_grad and run.model.backbone.training
+    run.model.eval()
+    with torch.inference_mode():
+        encoded = run.model.backbone.encode(run.prompt.expand(3, -1), run.model.tower(step.images))
+    options = GenerationConfig(beams=3, max_tokens=20, allowed=run.tokenizer.text_range)
+    found = generate(run.model.backbone, encoded, options)
+    expected = [[run.tokenizer.decode(h.ids).strip() for h in hypotheses] for hypotheses in found]
+    assert [rewarded[photo] for photo in step.photos] == expected
+    rewards = [value for photo, sentences in rewarded.items() for value in reward(photo, sentences)]
+    assert figures["reward"] == pytest.approx(sum(rewards) / len(rewards))

@@ -202,7 +202,7 @@ class CaptionTrainer(Trainer):
         prompts = pad([lesson.example.source for lesson in lessons[::shared]]).to(self.device)
         advantage = None
         if phase.objective == "self_critical":
-            captions, rewards = self._sample(step)
+            captions, rewards = self._compete(step)
             lessons = [Lesson(prompt.example(self.instruction, ids)) for ids in captions]
             figures["reward"] = rewards.mean().item()
             advantage = mean_of_others(rewards).flatten().to(self.device)
@@ -231,17 +231,15 @@ class CaptionTrainer(Trainer):
         return loss, figures
 
     @torch.no_grad()
-    def _sample(self, step: Step) -> tuple[list[list[int]], Tensor]:
-        """Sentences drawn from the model about each photo, and their rewards, `float32[photos, sentences]`."""
+    def _compete(self, step: Step) -> tuple[list[list[int]], Tensor]:
+        """The sentences that a beam search finds for each photo, and their rewards, `float32[photos, sentences]`."""
         assert self.reward is not None, "a self-critical phase needs a reward"
-        self.model.eval()
-        sentences = step.phase.captions
-        options = GenerationConfig(beams=sentences, max_tokens=20, sample=True, allowed=self.tokenizer.text_range)
+        backbone = self.model.backbone.eval()
+        options = GenerationConfig(beams=step.phase.captions, max_tokens=20, allowed=self.tokenizer.text_range)
         with self.accelerator.autocast():
             prompts = self.prompt.expand(len(step.photos), -1)
-            encoded = self.model.backbone.encode(prompts, self.tower.head(step.images, step.stage))
-            generator = torch.Generator(self.device).manual_seed(random.Random(step.seed).getrandbits(62))
-            found = generate(self.model.backbone, encoded, options, generator=generator)
+            found = generate(backbone, backbone.encode(prompts, self.tower.head(step.images, step.stage)), options)
+        backbone.train()  # what is learned from them is regularised as any other sentence
         rewards = [
             self.reward(i, [self.tokenizer.decode(h.ids).strip() for h in hypotheses])
             for i, hypotheses in zip(step.photos, found, strict=True)

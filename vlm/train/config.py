@@ -29,7 +29,7 @@ class Phase:
     batch_size: int = 32
     """Photos a process reads at once."""
     captions: int = 5
-    """Sentences a photo: its captions, its questions, or samples that compete in self-critical training."""
+    """Sentences a photo: its captions, its questions, or the beams that compete in self-critical training."""
     lr: float = 5e-4
     """Peak learning rate of the backbone, or of the pair's heads: linear warm-up, then down to `final_lr`."""
     tower_lr: float = 0.0

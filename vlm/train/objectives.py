@@ -46,11 +46,11 @@ def label_smoothed_cross_entropy(
 
 
 def self_critical_loss(logits: Tensor, labels: Tensor, advantage: Tensor) -> Tensor:
-    """Policy gradient of sampled sentences (Rennie et al., 2017, arXiv:1612.00563), a mean over words.
+    """Policy gradient of written sentences (Rennie et al., 2017, arXiv:1612.00563), a mean over words.
 
     Args:
         logits: `[words, vocab]`.
-        labels: the sampled words, `int64[words]`.
+        labels: the words that were written, `int64[words]`.
         advantage: reward of the word's sentence minus its baseline, `float32[words]`.
     """
     return (nn.functional.cross_entropy(logits.float(), labels, reduction="none") * advantage).mean()
