@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
     from vlm.encoders import Encoders
-    from vlm.model import Photo
+    from vlm.looking import Photo
 
 
 class EvalModel(Protocol):
@@ -140,7 +140,7 @@ class VLMModel:
         """Prepared photos, the same object encoded once, of the size 1 x 1: boxes come in fractions."""
         import torch
 
-        from vlm.model import Photo
+        from vlm.looking import Photo
 
         distinct = {id(image): image for image in images}
         grids = self.model.encode_images(torch.stack(list(distinct.values())))

@@ -14,7 +14,8 @@ from tasks._command import command
 from tasks._photos import PhotoArgs, print_each
 
 if TYPE_CHECKING:
-    from vlm.model import Answer, Photo
+    from vlm.asking import Answer
+    from vlm.looking import Photo
 
 
 @dataclass(frozen=True, kw_only=True)

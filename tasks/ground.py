@@ -15,7 +15,8 @@ from tasks._photos import PhotoArgs, print_each
 from vlm.errors import ArgumentError, ImageError
 
 if TYPE_CHECKING:
-    from vlm.model import Box, Photo
+    from vlm.looking import Photo
+    from vlm.model import Box
 
 
 @dataclass(frozen=True, kw_only=True)

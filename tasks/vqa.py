@@ -14,7 +14,8 @@ from tasks._photos import PhotoArgs, print_each, read_list
 from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from vlm.model import Answer, Photo
+    from vlm.asking import Answer
+    from vlm.looking import Photo
 
 
 @dataclass(frozen=True, kw_only=True)

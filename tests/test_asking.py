@@ -15,7 +15,8 @@ from vlm import hub, prompt
 from vlm.errors import ArgumentError
 from vlm.generation import GenerationConfig, generate
 from vlm.image import ImageTransform
-from vlm.model import Model, Photo
+from vlm.looking import Photo
+from vlm.model import Model
 from vlm.models.seq2seq import EOS
 from vlm.tokenizer import Tokenizer
 

@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 
 from vlm import prompt
+from vlm.asking import Answer
 from vlm.convert.ofa import task_settings
 from vlm.convert.ofa_config import PREFIXES
 from vlm.image import ImageTransform
-from vlm.model import Answer, Model, Photo
+from vlm.looking import Photo
+from vlm.model import Model
 from vlm.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "ofa_golden"
