@@ -22,7 +22,7 @@ from vlm.models.seq2seq import BOS, Encoded, Seq2Seq
 
 TINY = Seq2SeqConfig(
     vocab_size=8580,
-    encoder_layers=3,
+    encoder_layers=1,
     decoder_layers=4,
     patch_dim=1280,
     max_source_positions=256,

@@ -24,7 +24,7 @@ class Args(PhotoArgs):
     """Captions a photo, the best first."""
     rerank: float | None = None
     """How much the encoders, which know how well a sentence fits a photo, have a say in which caption is the best; 0 is
-    nothing. Without it, the model's own (tiny: 3)."""
+    nothing. Without it, the model's own (tiny: 2)."""
     sample: bool = False
     """Draw captions at random instead of searching for the best."""
     temperature: float = 1.0
