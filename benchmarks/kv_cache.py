@@ -21,7 +21,7 @@ from vlm.models.layers import Seq2SeqConfig
 from vlm.models.seq2seq import BOS, Encoded, Seq2Seq
 
 TINY = Seq2SeqConfig(
-    vocab_size=8580,
+    vocab_size=8261,
     encoder_layers=1,
     decoder_layers=4,
     patch_dim=1280,

@@ -179,7 +179,6 @@ class CaptionTrainer(Trainer):
                 images=step.images[i * size : (i + 1) * size],
                 photos=step.photos[i * size : (i + 1) * size],
                 texts=step.texts[i * rows : (i + 1) * rows],
-                seed=f"{step.seed}/{i}",
             )
             share = 1 / chunks
             if step.phase.objective == "cross_entropy":  # a mean over all words of the batch

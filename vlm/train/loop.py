@@ -54,7 +54,6 @@ class Step:
         stage: how many stages of the tower `images` has passed.
         photos: their numbers among the training photos.
         texts: the chosen sentences, `phase.captions` a photo, in the trainer's own form.
-        seed: of the step, the same in all processes.
         generator: random numbers of the step and the process.
         done: share of the phase's steps before this one.
     """
@@ -64,7 +63,6 @@ class Step:
     stage: int
     photos: list[int]
     texts: list[Any]
-    seed: str
     generator: torch.Generator
     done: float = 0.0
 
@@ -338,7 +336,7 @@ class Trainer(ABC):
         if phase.hidden_patches:
             images = hide_patches(images, phase.hidden_patches, generator)
         images = images.to(self.device, memory_format=torch.channels_last)
-        return Step(phase, images, phase.stage if phase.views else 0, photos, texts, seed, generator, done)
+        return Step(phase, images, phase.stage if phase.views else 0, photos, texts, generator, done)
 
     @torch.no_grad()
     def _validate(
