@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vlm.models.vision_language import VisionLanguageModel
     from vlm.tokenizer import Tokenizer
 
@@ -55,6 +57,31 @@ def nano() -> "Callable[..., VisionLanguageModel]":
         return model
 
     return load
+
+
+@pytest.fixture(scope="session")
+def assert_same_sums() -> "Callable[[dict[str, Tensor], dict[str, Tensor], int], None]":
+    """`check(actual, expected, terms)`: float64 tensors that are the same sums, added up in another order.
+
+    Processors differ in the order in which they add (the width of their vectors, the blocks of a matrix product, fused
+    multiply-add), and each addition rounds to half a unit in the last place. Two orders of a sum of `terms` numbers can
+    differ by `terms * eps` times the size of the numbers (Higham, Accuracy and Stability of Numerical Algorithms, 4.2).
+    That size is the largest entry of all tensors: a small entry is a rest of large terms, so that a tolerance relative
+    to the entry itself, or float32, would hold on one machine by chance.
+    """
+    import torch
+
+    def check(actual: "dict[str, Tensor]", expected: "dict[str, Tensor]", terms: int) -> None:
+        assert actual.keys() == expected.keys()
+        assert {tensor.dtype for tensor in expected.values()} == {torch.float64}
+        size = max(tensor.abs().max().item() for tensor in expected.values())
+        tolerance = terms * torch.finfo(torch.float64).eps * size
+        for name, tensor in expected.items():
+            torch.testing.assert_close(
+                actual[name], tensor, atol=tolerance, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            )
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -174,25 +174,29 @@ def test_a_killed_run_ends_as_an_unbroken_one(checkpoint, tmp_path, run_until):
 
 
 def gradients(run: CaptionTrainer, phase: Phase, photos: list[int], dropout: float = 0.0) -> tuple[float, dict]:
-    """Loss of one step on these photos, and the gradients that it leaves."""
+    """Loss of one step on these photos, and the gradients that it leaves.
+
+    In float64: what reaches the first layers is a small rest of large terms, so that in float32 it would depend on the
+    order in which this processor adds.
+    """
     run.module.zero_grad()
+    run.module.double()
     run.prepare(replace(phase, dropout=dropout, drop_path=0.0))
     texts = [lesson for i in photos for lesson in run.texts(i, phase, random.Random(i))]
-    images = torch.stack([run.config.image(Image.open(io.BytesIO(photo(i)))) for i in photos])
+    images = torch.stack([run.config.image(Image.open(io.BytesIO(photo(i)))).double() for i in photos])
     loss, _ = run.backward(run.module, run._step(phase, (images, photos, texts), "seed", done=0.0))
     found = {name: p.grad.clone() for name, p in run.module.named_parameters() if p.grad is not None}
     return loss.item(), found
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
-def test_parts_of_a_batch_add_up_to_the_whole(checkpoint, tmp_path, name):
+def test_parts_of_a_batch_add_up_to_the_whole(checkpoint, tmp_path, name, assert_same_sums):
     run = trainer(tmp_path, from_ofa(checkpoint, CAPTION, ANSWER), samples(7))
     phase = Phase(**{**(CAPTION if name == "a" else ANSWER), "batch_size": 4, "chunks": 1})
     whole, expected = gradients(run, phase, [2, 3, 4, 6])
     parts, found = gradients(run, replace(phase, chunks=4), [2, 3, 4, 6])
-    assert parts == pytest.approx(whole, rel=1e-5) and found.keys() == expected.keys()
-    for key, gradient in expected.items():
-        torch.testing.assert_close(found[key], gradient, atol=1e-5 * gradient.abs().max().item() + 1e-7, rtol=1e-3)
+    assert parts == pytest.approx(whole, rel=1e-6)  # added up in float32
+    assert_same_sums(found, expected, terms=32 * 32 * 4)  # the first convolution's, over the places of four photos
 
 
 def test_a_batch_of_questions_is_the_mean_of_its_words(checkpoint, tmp_path):

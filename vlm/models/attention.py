@@ -43,7 +43,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float 
     logits = q @ k.transpose(-1, -2)
     if bias is not None:
         logits = logits + bias
-    weights = logits.float().softmax(-1).to(v.dtype)
+    weights = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32)).to(v.dtype)
     if dropout:
         weights = nn.functional.dropout(weights, dropout)
     return weights @ v

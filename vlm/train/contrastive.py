@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.nn import functional as differentiable
 
+from vlm.train.objectives import at_least_float32
+
 
 def softmax_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
     """CLIP's loss (Radford et al., 2021, figure 3): which sentence belongs to a photo, and which photo to a sentence.
@@ -20,7 +22,7 @@ def softmax_loss(image_features: Tensor, text_features: Tensor, logit_scale: Ten
         text_features: `[photos * count, dim]`, unit length; the sentences of a photo follow each other.
         logit_scale: the factor on cosines (not its logarithm).
     """
-    logits = logit_scale * image_features.float() @ text_features.float().T  # [photos, sentences]
+    logits = logit_scale * at_least_float32(image_features) @ at_least_float32(text_features).T  # [photos, sentences]
     photos, sentences = logits.shape
     owner = torch.arange(sentences, device=logits.device) // (sentences // photos)
     of_photo = nn.functional.cross_entropy(logits.T, owner)
@@ -39,7 +41,7 @@ def sigmoid_loss(image_features: Tensor, text_features: Tensor, logit_scale: Ten
         logit_scale: the factor on cosines.
         logit_bias: added to the logits; far below zero at the start, as nearly all pairs are wrong.
     """
-    logits = logit_scale * image_features.float() @ text_features.float().T + logit_bias
+    logits = logit_scale * at_least_float32(image_features) @ at_least_float32(text_features).T + logit_bias
     photos, sentences = logits.shape
     owner = torch.arange(sentences, device=logits.device) // (sentences // photos)
     sign = 2.0 * (owner == torch.arange(photos, device=logits.device)[:, None]) - 1

@@ -25,7 +25,7 @@ def label_smoothed_cross_entropy(
         weights: of each word's loss, `float32[words]`; None: 1. The mean is over words, whatever they weigh.
         drop_worst: share of the words that is left out: those with the largest loss, which may be labelled wrongly.
     """
-    logits = logits.float()
+    logits = at_least_float32(logits)
     if allowed is None:
         vocab = logits.shape[-1]
         reduction = "mean" if weights is None and not drop_worst else "none"
@@ -53,7 +53,7 @@ def self_critical_loss(logits: Tensor, labels: Tensor, advantage: Tensor) -> Ten
         labels: the words that were written, `int64[words]`.
         advantage: reward of the word's sentence minus its baseline, `float32[words]`.
     """
-    return (nn.functional.cross_entropy(logits.float(), labels, reduction="none") * advantage).mean()
+    return (nn.functional.cross_entropy(at_least_float32(logits), labels, reduction="none") * advantage).mean()
 
 
 def mean_of_others(rewards: Tensor) -> Tensor:
@@ -61,3 +61,8 @@ def mean_of_others(rewards: Tensor) -> Tensor:
     count = rewards.shape[1]
     others = (rewards.sum(1, keepdim=True) - rewards) / (count - 1)
     return rewards - others
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """Half precision to float32, in which losses are computed; float64, which checks gradients, stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -127,9 +127,9 @@ class PairTrainer(Trainer):
 
     @torch.no_grad()
     def _text_vectors(self, ids: Sequence[Sequence[int]], batch_size: int = 128) -> Tensor:
-        """The text tower's vectors, `float32[sentences, dim]`, those of equal length together."""
+        """The text tower's vectors, `[sentences, dim]`, those of equal length together."""
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))
-        vectors = torch.zeros(len(ids), self.pair.config.text.dim, device=self.device)
+        vectors = self.pair.logit_scale.new_zeros(len(ids), self.pair.config.text.dim)
         self.pair.eval()
         bar = tqdm(total=len(ids), unit="text", desc="sentences", disable=not self.main or len(ids) < 10_000)
         with bar:
