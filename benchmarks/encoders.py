@@ -28,11 +28,14 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from vlm.encoders import FOLDING_TOLERANCE, Encoders, OpenCLIPEncoders, PairEncoders
+from vlm.encoders import Encoders, PairEncoders
+from vlm.encoders.base import FOLDING_TOLERANCE
+from vlm.encoders.open_clip import OpenCLIPEncoders
 from vlm.image import ImageTransform, load_image
-from vlm.indexing import build
-from vlm.models.encoders import ContrastivePair, PairConfig, TextConfig
-from vlm.models.towers import TowerConfig, build_tower
+from vlm.models.config import PairConfig, TextConfig, TowerConfig
+from vlm.models.pair import ContrastivePair
+from vlm.models.towers import build_tower
+from vlm.search.build import build
 
 SAMPLE = Path(__file__).parents[1] / "datasets" / "sample"
 GOAL, INDEX_GOAL = 1.0, 0.8

@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     photos = [item.image for item in benchmark.read(args.data, "all")[: args.limit]]
 
     def bare() -> None:
-        list(model.model.caption_each(photos, batch_size=args.batch_size))
+        list(model.model.stream("caption", photos, batch_size=args.batch_size))
 
     def harness() -> None:
         with tempfile.TemporaryDirectory() as out:  # a folder of its own, since a finished run predicts nothing again
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
             evaluate(options, load=lambda name, task, device: model)
 
-    list(model.model.caption_each(photos[: args.batch_size]))  # the first batch pays for what is set up once
+    list(model.model.stream("caption", photos[: args.batch_size]))  # the first batch pays for what is set up once
     times = [(seconds(bare), seconds(harness)) for _ in range(args.repeats)]
     for number, kind in enumerate(("clock", "processor")):
         alone, whole = (statistics.median(pair[side][number] for pair in times) for side in (0, 1))

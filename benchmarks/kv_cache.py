@@ -1,9 +1,9 @@
 """How much faster beam search is with the key-value cache than with the whole prefix read again at every step.
 
-Both searches run the same code of `vlm.generation` over the same random weights of the bundled model's shape and must
-write the same tokens; the second sees the backbone through a wrapper without memory, which still computes the logits of
-the last position only. Prints one line a batch size; the status is 1 where tokens differ. The gain grows with the
-batch: for one photo, reading the weights and calling the operators cost a step as much as its arithmetic.
+Both searches run the same code of `vlm.decoding.search` over the same random weights of the bundled model's shape and
+must write the same tokens; the second sees the backbone through a wrapper without memory, which still computes the
+logits of the last position only. Prints one line a batch size; the status is 1 where tokens differ. The gain grows with
+the batch: for one photo, reading the weights and calling the operators cost a step as much as its arithmetic.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from vlm.generation import GenerationConfig, generate
-from vlm.models.layers import Seq2SeqConfig
-from vlm.models.seq2seq import BOS, Encoded, Seq2Seq
+from vlm.decoding.search import GenerationConfig, generate
+from vlm.models.config import BOS, Seq2SeqConfig
+from vlm.models.seq2seq import Encoded, Seq2Seq
 
 TINY = Seq2SeqConfig(
     vocab_size=8261,

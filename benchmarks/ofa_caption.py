@@ -4,8 +4,8 @@ The original (fairseq's generator around OFA's decoder) gives its decoder the wh
 vectors and biases of all of it are computed again, although only the last row is used; the encoder's output is repeated
 for every beam, its keys and values are projected for every beam, the keys and values of earlier words are joined anew
 and copied at every reordering, and attention is written out in single operations. Both run the search of
-`vlm.generation` over the same random weights and must write the same tokens in float32; the weights are read from no
-file, so the words mean nothing.
+`vlm.decoding.search` over the same random weights and must write the same tokens in float32; the weights are read from
+no file, so the words mean nothing.
 
 Prints where the time goes, and beside it what the machine allows: the products of the parts at the rate of one large
 matrix product, and the weights of a step at the rate at which memory is read.
@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from vlm.convert.ofa_config import BLOCKS
-from vlm.generation import GenerationConfig, Hypothesis, generate
+from vlm.convert.ofa.config import BLOCKS
+from vlm.decoding.search import GenerationConfig, Hypothesis, generate
 from vlm.models import attention
-from vlm.models.layers import DecoderBlock, Seq2SeqConfig
+from vlm.models.config import Seq2SeqConfig, TowerConfig
+from vlm.models.layers import DecoderBlock
 from vlm.models.seq2seq import Encoded, Seq2Seq
-from vlm.models.towers import TowerConfig
 from vlm.models.vision_language import VisionLanguageModel
 
 BASE = Seq2SeqConfig(

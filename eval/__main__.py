@@ -44,6 +44,9 @@ class RunArgs:
     """Score the other items where photos are missing or damaged."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, mps."""
+    title: str | None = None
+    """What the test set is, for reports and tables: "820 COCO val2017 photos". By default the names of the benchmark,
+    the folder and the split."""
     java_metrics: tuple[Literal["METEOR", "SPICE"], ...] = ()
     """Of captions: METEOR, SPICE or both, which run in Java. A finished run is scored again, not predicted again."""
 
@@ -113,6 +116,7 @@ def run(argv: Sequence[str]) -> int:
         batch_size=args.batch_size,
         device=args.device,
         allow_missing=args.allow_missing,
+        title=args.title,
         command=shlex.join(["python", "-m", "eval", *argv]),
     )
     results = evaluate(options)

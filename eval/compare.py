@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmarks import find
-from eval.report import EXAMPLES, Record, read, show_figure, template, thumbnail, title, write_text
+from eval.report import EXAMPLES, Record, read, report_template, show_figure, title
 from vlm.errors import ArgumentError, DataError
+from vlm.files.atomic import write_text
+from vlm.files.pages import thumbnail
 
 SEED = 0  # of the bootstrap's draws
 
@@ -37,7 +39,7 @@ def compare_runs(folders: Sequence[Path], html: Path) -> str:
                 )
     names = _names(folders, results)
     rows = rows_of(results, items)
-    page = template("compare.html").render(
+    page = report_template("compare.html").render(
         title=title(results[0]),
         results=results[0],
         names=names,

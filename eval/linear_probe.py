@@ -20,9 +20,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.validation import check_is_fitted, check_X_y
 
 from eval import models
+from vlm.data.stream import ordered_map
 from vlm.errors import ArgumentError, DataError
 from vlm.image import ImageSource
-from vlm.threads import ordered_map
 
 PER_DECADE = 8  # strengths tried between two powers of ten
 DECADES = 6  # on either side of C = 1

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from eval import models
-from eval.benchmarks.base import Benchmark, Item
+from eval.benchmark import Benchmark, Item
 from eval.journal import Journal
+from vlm.data.stream import ordered_map
 from vlm.errors import ArgumentError, ImageError
-from vlm.threads import ordered_map
 
 
 def by_photo(items: Sequence[Item]) -> list[list[Item]]:

@@ -1,20 +1,18 @@
 """The files of a finished run: `results.json`, `items.json`, `predictions.json` and `report.html`."""
 
-import base64
-import io
 import json
 import math
-import os
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.base import Item, Predictions, Scores
-from vlm.errors import ArgumentError, DataError, ImageError
+from eval.benchmark import Item, Predictions, Scores
+from vlm.errors import DataError
+from vlm.files.atomic import write_text
+from vlm.files.pages import template, thumbnail
 
 EXAMPLES = 8  # photos in each row of the gallery
-THUMBNAIL = 360  # pixels of the longer side
 BINS = 20
 
 Record = dict[str, Any]  # one item of `items.json`
@@ -76,14 +74,6 @@ def _read(file: Path) -> Any:
         ) from None
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that appears at once and whole, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
-
-
 def summary(results: Mapping[str, Any]) -> str:
     """The figures as lines of text."""
     figures = results["figures"]
@@ -95,8 +85,9 @@ def summary(results: Mapping[str, Any]) -> str:
 
 
 def title(results: Mapping[str, Any]) -> str:
-    """Benchmark, folder and split."""
-    return f"{results['benchmark']} ({results['data']}, {results['split']})"
+    """What the test set is: as the user said, or benchmark, folder and split."""
+    name = f"{results['benchmark']} ({results['data']}, {results['split']})"
+    return f"{results['title']}: {results['benchmark']}" if results.get("title") else name
 
 
 def show_figure(figure: Mapping[str, float]) -> str:
@@ -109,7 +100,7 @@ def render(results: Mapping[str, Any], items: Sequence[Record]) -> str:
     """The report of a run, one HTML file that needs nothing else."""
     leading = next(iter(results["figures"]), None)
     values = [item["scores"][leading] for item in items if leading in item["scores"]]
-    return template("report.html").render(
+    return report_template("report.html").render(
         results=results,
         title=title(results),
         leading=leading,
@@ -118,23 +109,13 @@ def render(results: Mapping[str, Any], items: Sequence[Record]) -> str:
     )
 
 
-def template(name: str):
-    """A template of this package; whatever is put into it is escaped.
+def report_template(name: str) -> Any:
+    """A template of the harness.
 
     Raises:
         ArgumentError: jinja2 is not installed.
     """
-    try:
-        from jinja2 import Environment, PackageLoader, StrictUndefined
-    except ModuleNotFoundError:
-        raise ArgumentError("reports need jinja2; install it: pip install 'vlm-foundation[eval]'") from None
-
-    loader = PackageLoader("eval", "templates")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["figure"] = show_figure
-    return environment.get_template(name)
+    return template(name, "eval", figure=show_figure)
 
 
 def choose(items: Sequence[Record], leading: str | None) -> list[tuple[str, str, Sequence[Record]]]:
@@ -151,20 +132,6 @@ def choose(items: Sequence[Record], leading: str | None) -> list[tuple[str, str,
 def card(item: Record) -> Record:
     """An item of the gallery, with its photo."""
     return {**item, "thumbnail": thumbnail(item["image"])}
-
-
-def thumbnail(path: str) -> str | None:
-    """A small copy of a photo as a `data:` address; None where it cannot be read any more."""
-    from vlm.image import load_image
-
-    try:
-        image = load_image(path)
-    except ImageError:
-        return None
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def histogram(values: Sequence[float]) -> dict[str, Any]:

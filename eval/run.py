@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from eval import models, report
-from eval.benchmarks.base import Benchmark, Item, Scores, check_items
+from eval.benchmark import Benchmark, Item, Scores, check_items
 from eval.journal import Journal
 from eval.predict import Batches, Tally, by_photo, predict_all
 from vlm.errors import ArgumentError, DataError
+from vlm.files.atomic import write_text
 
 SEED = 0  # of the bootstrap's draws
 MAX_WORKERS = 8  # threads that load photos
@@ -36,6 +37,7 @@ class Options:
     batch_size: int = 16
     device: str = "cpu"
     allow_missing: bool = False
+    title: str | None = None
     command: str = ""
 
     def __post_init__(self):
@@ -73,7 +75,7 @@ def evaluate(
     Raises:
         VLMError: data, model or options cannot be used, or photos are missing.
     """
-    report.template("report.html")  # where jinja2 is missing, this fails now and not after hours
+    report.report_template("report.html")  # where jinja2 is missing, this fails now and not after hours
     benchmark, processes = options.benchmark, _processes(options.device)
     every = benchmark.read(options.data, options.split)
     check_items(every, f"{benchmark.name}, split {options.split}, at {str(options.data)!r}")
@@ -87,7 +89,7 @@ def evaluate(
     processes.wait()  # nobody writes before all have read, so that all divide the same rest
     journal.open(processes.rank)
     rest = [item for item in items if item.id not in done and str(item.image) not in absent]
-    batches = Batches(models.predictor(model, benchmark.task, items), options.batch_size)
+    batches = Batches(models.predictor(model, benchmark, items), options.batch_size)
     tally = None
     if processes.rank == 0:
         tally = Tally(benchmark, items)
@@ -118,6 +120,7 @@ def evaluate(
         "benchmark": benchmark.name,
         "task": benchmark.task,
         "data": options.data.resolve().name,
+        "title": options.title,
         "split": options.split,
         "n": len(items),
         "of": sum(item.scored for item in every),
@@ -126,6 +129,7 @@ def evaluate(
         "groups": _groups(items, scores),
         "model": model.name,
         "weights_sha256": model.weights,
+        "weights_of": getattr(model, "weights_of", "weights"),
         "prompt": settings.pop("prompt", None),
         "settings": settings
         | scores.settings
@@ -163,7 +167,7 @@ def _report_missing(unusable: dict[str, str], items: Sequence[Item], options: Op
     if processes.rank == 0:
         file.unlink(missing_ok=True)
         if unusable:
-            report.write_text(file, "".join(f"{path}\t{why}\n" for path, why in sorted(unusable.items())))
+            write_text(file, "".join(f"{path}\t{why}\n" for path, why in sorted(unusable.items())))
     if unusable and not options.allow_missing:
         named = sorted(unusable.items())[:NAMED]
         first = "; ".join(

@@ -1,11 +1,13 @@
 """The table of results in README.md and the model cards, made from `results.json` files and nothing else."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.report import read_results, show_figure, title, write_text
+from eval.report import read_results, show_figure, title
 from vlm.errors import DataError
+from vlm.files.atomic import write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 FIGURES = 2  # of each run, the leading ones; recalls are shown all
@@ -95,7 +97,9 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
             ]
             lines.append("| " + " | ".join([*first, cell(figure), *values]) + " |")
     last = [row[model] for _, row in sorted(runs.items()) for model in models if model in row]
-    hashes = sorted({f"{cell(model_name(run))} `{run['weights_sha256'][:12]}`" for run in last})
+    hashes = sorted(
+        {f"{cell(model_name(run))} ({run.get('weights_of', 'weights')}) `{run['weights_sha256'][:12]}`" for run in last}
+    )
     lines += [
         "",
         "Points of a hundred, with 95 % bootstrap intervals over the items in brackets. Weights (SHA-256): "
@@ -118,6 +122,8 @@ def command(run: dict[str, Any]) -> str:
     """The command that makes a run again, with the data in a folder `data`."""
     parts = ["python -m eval", run["benchmark"], f"--data data/{run['data']}", f"--model {model_name(run)}"]
     parts.append(f"--split {run['split']}")
+    if run.get("title"):
+        parts.append(f"--title {shlex.quote(run['title'])}")
     if run["settings"]["limit"] is not None:
         parts.append(f"--limit {run['settings']['limit']}")
     return " ".join(parts)

@@ -1,4 +1,4 @@
-"""What the commands that ask about photos share: their arguments, and printing photo by photo."""
+"""What the commands about photos share: their arguments, and printing photo by photo."""
 
 import os
 import sys
@@ -68,7 +68,7 @@ class PhotoArgs:
 
         with no_collections():
             model = vlm.load(self.model, device=self.device, tokenizer=self.tokenizer)
-        model.settings(task)
+        model.task(task)
         return model
 
 
@@ -100,6 +100,11 @@ def print_each(
                 failed = True
                 tqdm.write(f"error: {error}", file=sys.stderr)
     return int(failed)
+
+
+def labelled(path: Path, many: bool, *parts: str | None) -> str:
+    """A line of output: the path where there are several photos, and the parts that are not None, joined by colons."""
+    return ": ".join([str(path)] * many + [part for part in parts if part is not None])
 
 
 def read_list(option: str, value: str) -> list[str]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tasks._command import command
-from tasks._photos import PhotoArgs, print_each
+from tasks._command import command, search_options
+from tasks._photos import PhotoArgs, labelled, print_each
 
 if TYPE_CHECKING:
-    from vlm.model import Caption
+    from vlm.decoding.answer import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,24 +44,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: Args) -> int:
     """Print captions on stdout and what went wrong with single photos on stderr; 1 where anything did."""
     paths = args.paths()
-    options: dict = {"temperature": args.temperature, "rerank": args.rerank}
-    if args.max_length is not None:
-        options["max_tokens"] = args.max_length
+    options = {"rerank": args.rerank, "num_captions": args.num_captions, **search_options(args, "max_length")}
+    options["temperature"] = args.temperature
     if args.sample:
-        options |= {"sample": True, "top_k": args.top_k, "top_p": args.top_p, "seed": args.seed}
-    elif args.num_beams is not None:
-        options["beams"] = args.num_beams
-    found = args.load("caption").caption_each(
-        paths, num_captions=args.num_captions, batch_size=args.batch_size, max_pixels=args.max_pixels, **options
-    )
+        options |= {"seed": args.seed, **search_options(args, "sample", "top_k", "top_p")}
+    else:
+        options |= search_options(args, "num_beams")
+    model = args.load("caption")
+    found = model.stream("caption", paths, batch_size=args.batch_size, max_pixels=args.max_pixels, **options)
 
-    def lines(path: Path, captions: list["Caption"]) -> Iterator[str]:
-        for caption in captions:
+    def lines(path: Path, results: list[list["Answer"]]) -> Iterator[str]:
+        for caption in results[0]:
             if args.json:
                 record = {"path": str(path), "caption": caption.text, "score": caption.score}
                 yield json.dumps(record, ensure_ascii=False)
             else:
-                yield caption.text if len(paths) == 1 else f"{path}: {caption.text}"
+                yield labelled(path, len(paths) > 1, caption.text)
 
     return print_each(paths, found, lines)
 

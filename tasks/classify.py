@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tasks._command import command, no_collections
-from tasks._photos import PhotoArgs, print_each, read_list
-from vlm.errors import ArgumentError
+from tasks._command import check_top, command, no_collections
+from tasks._photos import PhotoArgs, labelled, print_each, read_list
 
 if TYPE_CHECKING:
-    from vlm.model import Answer
+    from vlm.decoding.answer import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,11 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: Args) -> int:
     """Print the labels; 1 where a photo could not be used."""
-    if args.top < 1:
-        raise ArgumentError(f"--top {args.top} is below 1; give 1 or more")
+    check_top(args.top)
     labels, paths = read_list("--labels", args.labels), args.paths()
     with no_collections():
-        from vlm.zero_shot import classify_each, load_classifier
+        from vlm.model import classify_each, load_classifier
 
         model = load_classifier(args.model, device=args.device, tokenizer=args.tokenizer)
     found = classify_each(
@@ -62,7 +60,7 @@ def run(args: Args) -> int:
                 yield json.dumps(record, ensure_ascii=False)
             else:
                 shown = f"{answer.text} {100 * probability:.1f} %" if args.top > 1 else answer.text
-                yield ": ".join([str(path)] * (len(paths) > 1) + [shown])
+                yield labelled(path, len(paths) > 1, shown)
 
     return print_each(paths, found, lines)
 

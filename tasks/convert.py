@@ -36,17 +36,16 @@ def convert(args: Args) -> Path:
     """Write the folder and return it."""
     import torch
 
-    from vlm.convert.ofa import load_ofa
-    from vlm.hub import save_model
+    from vlm.convert.ofa.checkpoint import load_ofa
+    from vlm.files.bundle import save_bundle
 
     out = Path(os.path.expanduser(args.out))
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArgumentError(f"{args.out!r} exists and is no empty folder; name another")
+        raise ArgumentError(f"{args.out!r} exists and is not an empty folder; name another")
     name = args.checkpoint.removeprefix("ofa:")
-    model, tokenizer, image, asked = load_ofa(name, tokenizer=args.tokenizer, ema=args.ema, image_size=args.image_size)
-    dtype = torch.float16 if args.half else torch.float32
+    bundle = load_ofa(name, tokenizer=args.tokenizer, ema=args.ema, image_size=args.image_size)
     try:
-        save_model(out, model, tokenizer, image, asked, dtype)
+        save_bundle(out, bundle, torch.float16 if args.half else torch.float32)
     except OSError as error:
         raise ArgumentError(f"{args.out!r} cannot be written: {error.strerror}; name another folder") from None
     return out

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from tasks._command import command
-from tasks._photos import PhotoArgs, print_each
+from tasks._photos import PhotoArgs, labelled, print_each
 
 if TYPE_CHECKING:
-    from vlm.asking import Answer
-    from vlm.looking import Photo
+    from vlm.decoding.answer import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,26 +37,25 @@ def run(args: Args) -> int:
     paths = args.paths()
     model = args.load("entail")
 
-    def ask(photos: list["Photo"]) -> Iterator[list[list["Answer"]]]:
-        each = [photo for photo in photos for _ in args.text]
-        known = None if args.caption is None else [args.caption] * len(each)
-        found = iter(
-            model.judgements(
-                each, args.text * len(photos), known, prefix=None if args.prefix == "auto" else args.prefix
-            )
-        )
-        return ([next(found) for _ in args.text] for _ in photos)
+    found = model.stream(
+        "entail",
+        paths,
+        [(text, args.caption or "") for text in args.text],
+        batch_size=args.batch_size,
+        max_pixels=args.max_pixels,
+        prefix=None if args.prefix == "auto" else args.prefix,
+    )
 
-    def lines(path: Path, found: list[list["Answer"]]) -> Iterator[str]:
-        for text, answers in zip(args.text, found, strict=True):
+    def lines(path: Path, results: list[list["Answer"]]) -> Iterator[str]:
+        for text, answers in zip(args.text, results, strict=True):
             if args.json:
                 probabilities = {answer.text: math.exp(answer.score) for answer in answers}
                 record = {"path": str(path), "text": text, "label": answers[0].text, "probabilities": probabilities}
                 yield json.dumps(record, ensure_ascii=False)
             else:
-                yield ": ".join([str(path)] * (len(paths) > 1) + [text] * (len(args.text) > 1) + [answers[0].text])
+                yield labelled(path, len(paths) > 1, text if len(args.text) > 1 else None, answers[0].text)
 
-    return print_each(paths, model.ask_each(paths, ask, batch_size=args.batch_size, max_pixels=args.max_pixels), lines)
+    return print_each(paths, found, lines)
 
 
 if __name__ == "__main__":

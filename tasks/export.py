@@ -25,7 +25,7 @@ def run(args: Args) -> int:
     """Export, and print each file with its largest difference to the model."""
     with no_collections():
         from vlm.encoders import load_encoders
-        from vlm.export import export
+        from vlm.export.onnx import export
 
         encoders = load_encoders(args.model)
     for written in export(encoders, args.out):

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from tasks._command import command
-from tasks._photos import PhotoArgs, print_each
+from tasks._photos import PhotoArgs, labelled, print_each
 from vlm.errors import ArgumentError, ImageError
 
 if TYPE_CHECKING:
-    from vlm.looking import Photo
-    from vlm.model import Box
+    from vlm.predictor import Photo
+    from vlm.tasks.boxes import Box
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ def run(args: Args) -> int:
         raise ArgumentError(f"--draw {args.draw!r} is for one photo; {len(paths)} were given")
     model = args.load("ground" if args.phrase else "describe_region")
     if regions:
-        model.settings("describe_region")
+        model.task("describe_region")
 
     def ask(photos: list["Photo"]) -> Iterator[tuple[list["Box | None"], list[str | ImageError]]]:
         each = [photo for photo in photos for _ in args.phrase]
-        boxes = iter(model.boxes(each, args.phrase * len(photos)))
+        boxes = iter(model.run("ground", each, args.phrase * len(photos)) if each else ())
         for photo in photos:
             yield [next(boxes) for _ in args.phrase], [describe(photo, region) for region in regions]
 
@@ -59,7 +59,7 @@ def run(args: Args) -> int:
 
     def lines(path: Path, found: tuple[list["Box | None"], list[str | ImageError]]) -> Iterator[str]:
         boxes, descriptions = found
-        begin = [str(path)] * (len(paths) > 1)
+        many = len(paths) > 1
         if args.draw is not None:
             named = [(text, box) for text, box in zip(args.phrase, boxes, strict=True) if box]
             draw(path, Path(os.path.expanduser(args.draw)), named + list(zip(args.region, regions, strict=True)))
@@ -68,18 +68,19 @@ def run(args: Args) -> int:
                 yield json.dumps({"path": str(path), "phrase": phrase, "box": box}, ensure_ascii=False)
             elif box:
                 numbers = " ".join(f"{value:.1f}" for value in box)
-                yield ": ".join([*begin, *[phrase] * (len(args.phrase) > 1), numbers])
+                yield labelled(path, many, phrase if len(args.phrase) > 1 else None, numbers)
         for region, text in zip(regions, descriptions, strict=True):
             if isinstance(text, ImageError):
                 raise ImageError(f"{str(path)!r}: {text}")
             if args.json:
                 yield json.dumps({"path": str(path), "region": region, "caption": text}, ensure_ascii=False)
             else:
-                yield ": ".join([*begin, *[",".join(f"{x:g}" for x in region)] * (len(regions) > 1), text])
+                yield labelled(path, many, ",".join(f"{x:g}" for x in region) if len(regions) > 1 else None, text)
         if lost := [phrase for phrase, box in zip(args.phrase, boxes, strict=True) if box is None]:
             raise ImageError(f"{str(path)!r}: the model wrote no box for {', '.join(map(repr, lost))}; try other words")
 
-    return print_each(paths, model.ask_each(paths, ask, batch_size=args.batch_size, max_pixels=args.max_pixels), lines)
+    found = model.predictor.stream(paths, ask, batch_size=args.batch_size, max_pixels=args.max_pixels)
+    return print_each(paths, found, lines)
 
 
 def read_region(text: str) -> "Box":

@@ -14,7 +14,7 @@ from tasks._command import no_collections
 from vlm.errors import ArgumentError, VLMError
 
 if TYPE_CHECKING:
-    from vlm.index import Hit
+    from vlm.search.index import Hit
 
 MANY = 8  # photos from which a progress bar is worth its line
 
@@ -89,8 +89,8 @@ def run_index(args: IndexArgs) -> int:
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged metadata of photos that open all the same
     with no_collections():
         from vlm.encoders import load_encoders
-        from vlm.indexing import build
         from vlm.model import load
+        from vlm.search.build import build
 
         encoders = load_encoders(args.model or made_by(args.out), device=args.device).for_inference()
         captioner = load(args.caption_model, device=args.device) if args.caption else None
@@ -120,7 +120,7 @@ def run_search(args: SearchArgs) -> int:
     """Print what was found."""
     with no_collections():
         from vlm.encoders import load_encoders
-        from vlm.index import open_index
+        from vlm.search.index import open_index
 
         index = open_index(args.index)
         encoders = load_encoders(args.model or index.maker.model, device=args.device)
@@ -140,7 +140,7 @@ def run_search(args: SearchArgs) -> int:
 def made_by(where: str) -> str:
     """The model of an index; `tiny` where there is none yet."""
     from vlm.errors import DataError
-    from vlm.index import open_index
+    from vlm.search.index import open_index
 
     try:
         return open_index(where).maker.model
@@ -154,7 +154,8 @@ def write_page(file: Path, args: SearchArgs, hits: "Sequence[Hit]") -> None:
     Raises:
         ArgumentError: the file cannot be written, or jinja2 is not installed.
     """
-    from eval.report import template, thumbnail, write_text
+    from vlm.files.atomic import write_text
+    from vlm.files.pages import template, thumbnail
 
     cards: list[dict[str, Any]] = [
         {**vars(hit), "thumbnail": thumbnail(hit.path), "link": Path(hit.path).as_uri()} for hit in hits

@@ -6,18 +6,18 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
-from tasks._command import command, no_collections
+from tasks._command import command, no_collections, search_options
 from vlm.errors import ArgumentError, DataError, VLMError
 
 
 @dataclass(frozen=True)
 class Args:
     text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Text to summarise; give it as often as you like. What is behind 512 words is not read."""
+    """Text to summarise; give it as often as you like. Text after the first 512 words is ignored."""
     file: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Text file (UTF-8) to summarise; - reads standard input."""
     model: str = "tiny"
@@ -42,20 +42,17 @@ def run(args: Args) -> int:
     """Print the summaries of files and texts, in this order; 1 where one could not be summarised."""
     if not args.text and not args.file:
         raise ArgumentError("there is nothing to summarise; give --text or --file")
-    options: dict[str, Any] = {}
-    if args.num_beams is not None:
-        options["beams"] = args.num_beams
-    if args.max_length is not None:
-        options["max_tokens"] = args.max_length
+    options = search_options(args, "num_beams", "max_length")
     with no_collections():
         import vlm
 
         model = vlm.load(args.model, device=args.device, tokenizer=args.tokenizer)
-    model.settings("summarize")
+    model.task("summarize")
     failed = False
     for file, text in [*((file, None) for file in args.file), *((None, text) for text in args.text)]:
         try:
-            (found,) = model.summaries([read(file) if text is None and file is not None else text or ""], **options)
+            given = read(file) if text is None and file is not None else text or ""
+            (found,) = model.run("summarize", None, [given], **options)
         except VLMError as error:
             print(f"error: {f'{file!r}: ' if file and file not in str(error) else ''}{error}", file=sys.stderr)
             failed = True

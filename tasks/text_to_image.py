@@ -16,7 +16,7 @@ from vlm.errors import ArgumentError
 @dataclass(frozen=True)
 class Args:
     text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """What the picture shows; give it as often as you like. What is behind 64 words is not read."""
+    """What the picture shows; give it as often as you like. Text after the first 64 words is ignored."""
     model: str
     """ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME: a checkpoint of OFA that draws, such as image_gen_large_best.pt."""
     vqgan: str
@@ -57,9 +57,9 @@ def run(args: Args) -> None:
     vqgan.to(args.device)
     for number, text in enumerate(args.text, 1):  # one by one: a text's pictures do not depend on the others
         codes = model.image_codes(
-            [text], num_images=args.num_images, seed=args.seed, temperature=args.temperature, top_k=args.top_k
+            text, num_images=args.num_images, seed=args.seed, temperature=args.temperature, top_k=args.top_k
         )
-        for place, picture in enumerate(vqgan.pictures(codes[0]), 1):
+        for place, picture in enumerate(vqgan.pictures(codes), 1):
             path = folder / f"{number}-{place}.png"
             try:
                 picture.save(path)

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tasks._command import command
-from tasks._photos import PhotoArgs, print_each, read_list
+from tasks._command import check_top, command, search_options
+from tasks._photos import PhotoArgs, labelled, print_each, read_list
 from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
-    from vlm.asking import Answer
-    from vlm.looking import Photo
+    from vlm.decoding.answer import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +24,7 @@ class Args(PhotoArgs):
     answers: str | None = None
     """The only answers that may be given: "yes,no", or a text file, one a line. Without it, any text."""
     score_all: bool = False
-    """With --answers: weigh every one of them, not only those that a beam search meets."""
+    """With --answers: score every one of them, not only those that a beam search meets."""
     top: int = 1
     """Answers a question, the best first."""
     num_beams: int | None = None
@@ -43,37 +42,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: Args) -> int:
     """Print the answers; 1 where a photo could not be used."""
-    if args.top < 1:
-        raise ArgumentError(f"--top {args.top} is below 1; give 1 or more")
+    check_top(args.top)
     options: dict[str, Any] = {"prefix": None if args.prefix == "auto" else args.prefix}
+    options |= search_options(args, "num_beams", "max_length")
     if args.answers is not None:
         options |= {"choices": read_list("--answers", args.answers), "score_all": args.score_all}
     elif args.score_all:
-        raise ArgumentError("--score-all weighs given answers; give --answers")
-    if args.num_beams is not None:
-        options["beams"] = args.num_beams
-    if args.max_length is not None:
-        options["max_tokens"] = args.max_length
+        raise ArgumentError("--score-all scores given answers; give --answers")
     paths = args.paths()
     model = args.load("answer")
+    questions = [(question,) for question in args.question]
+    found = model.stream("answer", paths, questions, batch_size=args.batch_size, max_pixels=args.max_pixels, **options)
 
-    def ask(photos: list["Photo"]) -> Iterator[list[list["Answer"]]]:
-        each = [photo for photo in photos for _ in args.question]
-        answers = iter(model.answers(each, args.question * len(photos), **options))
-        return ([next(answers) for _ in args.question] for _ in photos)
-
-    def lines(path: Path, found: list[list["Answer"]]) -> Iterator[str]:
-        for question, answers in zip(args.question, found, strict=True):
+    def lines(path: Path, results: list[list["Answer"]]) -> Iterator[str]:
+        for question, answers in zip(args.question, results, strict=True):
             for answer in answers[: args.top]:
                 if args.json:
                     record = {"path": str(path), "question": question, "answer": answer.text, "score": answer.score}
                     yield json.dumps(record, ensure_ascii=False)
                 else:
-                    yield ": ".join(
-                        [str(path)] * (len(paths) > 1) + [question] * (len(args.question) > 1) + [answer.text]
-                    )
+                    shown = question if len(args.question) > 1 else None
+                    yield labelled(path, len(paths) > 1, shown, answer.text)
 
-    return print_each(paths, model.ask_each(paths, ask, batch_size=args.batch_size, max_pixels=args.max_pixels), lines)
+    return print_each(paths, found, lines)
 
 
 if __name__ == "__main__":

@@ -28,9 +28,8 @@ def nano() -> "Callable[..., VisionLanguageModel]":
     import numpy as np
     import torch
 
-    from vlm.convert.ofa import rename
-    from vlm.models.layers import Seq2SeqConfig
-    from vlm.models.towers import TowerConfig
+    from vlm.convert.ofa.checkpoint import rename
+    from vlm.models.config import Seq2SeqConfig, TowerConfig
     from vlm.models.vision_language import VisionLanguageModel
 
     file = dict(np.load(GOLDEN / "nano" / "state.npz"))
@@ -117,8 +116,8 @@ def small_model() -> "Callable[..., tuple[VisionLanguageModel, Tokenizer]]":
     """
     import torch
 
-    from vlm.models.layers import Seq2SeqConfig
-    from vlm.models.towers import TowerConfig, build_tower
+    from vlm.models.config import Seq2SeqConfig, TowerConfig
+    from vlm.models.towers import build_tower
     from vlm.models.vision_language import VisionLanguageModel
     from vlm.tokenizer import train_tokenizer
 
@@ -153,16 +152,17 @@ def all_tasks(tmp_path_factory, small_model) -> Path:
     """
     import torch
 
-    from vlm import hub, prompt
+    from vlm.files.bundle import Bundle, save_bundle
     from vlm.image import ImageTransform
+    from vlm.tasks import TASKS
 
-    asked = [value for task in prompt.TASKS.values() for value in task.values() if isinstance(value, str)]
+    asked = [value for task in TASKS.values() for value in task.defaults.values() if isinstance(value, str)]
     texts = [*asked, " yes", " no", " maybe", " a dog", " two cats on a red sofa"]
     module, tokenizer = small_model(texts, 400, 100, 128, 160)
     with torch.no_grad():
-        module.backbone.embed.weight *= 20  # otherwise all words are nearly as likely
-    tasks: dict[str, dict[str, Any]] = {task: {} for task in prompt.TASKS}
+        module.backbone.embed.weight *= 20  # otherwise all tokens are nearly as likely
+    tasks: dict[str, dict[str, Any]] = {task: {} for task in TASKS}
     tasks["answer"] = {"prefix": "source"}
     folder = tmp_path_factory.mktemp("all_tasks")
-    hub.save_model(folder, module, tokenizer, ImageTransform(64), tasks)
+    save_bundle(folder, Bundle(module, tokenizer, ImageTransform(64), tasks))
     return folder

@@ -39,22 +39,23 @@ def test_every_kind_of_input_gives_the_same_caption(model):
 
 
 def test_patches_are_encoded_once_and_asked_often(model):
-    patches = model.encode_images(torch.stack([model.prepare(photo) for photo in PHOTOS[:2]]))
-    assert patches.shape == (2, 9, 9, model.module.backbone.config.patch_dim)
-    best = model.caption_patches(patches)
-    assert best == model.captions(PHOTOS[:2])
-    several = model.caption_patches(patches, num_captions=3)
+    photos = model.encode(PHOTOS[:2])
+    patch_dim = model.bundle.module.backbone.config.patch_dim
+    assert [photo.patches.shape for photo in photos] == [(9, 9, patch_dim)] * 2
+    best = model.run("caption", photos)
+    assert best == model.captions(PHOTOS[:2]) == model.run("caption", PHOTOS[:2])
+    several = model.run("caption", photos, num_captions=3)
     assert [row[0] for row in several] == [row[0] for row in best]
     assert len({c.text for c in several[0]}) == 3
 
 
 def test_cached_decoding_equals_full_decoding(model):
-    patches = model.encode_images(torch.stack([model.prepare(photo) for photo in PHOTOS]))
-    captions = model.caption_patches(patches, beams=1, num_captions=1, rerank=0)
-    backbone, tokenizer = model.module.backbone, model.tokenizer
+    photos = model.encode(PHOTOS)
+    captions = model.run("caption", photos, beams=1, num_captions=1, rerank=0)
+    backbone, tokenizer = model.bundle.module.backbone, model.bundle.tokenizer
     ids = torch.tensor([[0, *tokenizer.encode(" what does the image describe?"), 2]]).expand(len(PHOTOS), -1)
     with torch.inference_mode():
-        encoded = backbone.encode(ids, patches)
+        encoded = backbone.encode(ids, torch.stack([photo.patches for photo in photos]))
         for row, found in enumerate(captions):
             words = [0, *tokenizer.encode(" " + found[0].text), 2]
             one = encoded.select(torch.tensor([row]))

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from vlm.errors import ModelError, VLMError
-from vlm.tokenizer import BOS, EOS, PAD, SPECIALS, UNK, Tokenizer, train_tokenizer
+from vlm.models.config import BOS, EOS, PAD, UNK
+from vlm.tokenizer import SPECIALS, Tokenizer, train_tokenizer
 
 SENTENCES = [
     " a dog runs through the tall grass",

@@ -1,391 +1,244 @@
 """The object that `vlm.load` returns: photos, questions and texts in, sentences, boxes and labels out."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlm import hub, prompt, reranking
-from vlm.asking import Answer, search_config
-from vlm.encoders import PairEncoders
+from vlm import tasks
+from vlm.decoding.answer import Answer
+from vlm.encoders import Encoders, PairEncoders, load_encoders, zero_shot
+from vlm.encoders.pair import pair_encoders
 from vlm.errors import ArgumentError, ImageError
-from vlm.generation import generate
-from vlm.image import MAX_PIXELS, ImageTransform
-from vlm.looking import Looker, Picture
-from vlm.models.vision_language import VisionLanguageModel
-from vlm.tokenizer import Tokenizer
+from vlm.files.bundle import Bundle, has_pair, load_bundle
+from vlm.files.hub import resolve
+from vlm.image import MAX_PIXELS, ImageSource
+from vlm.models.device import move
+from vlm.predictor import Photo, Predictor
+from vlm.tasks.boxes import Box
+from vlm.tasks.text import distinct
 
-Box = tuple[float, float, float, float]  # left, top, right, bottom
-Caption = Answer
+SUGGESTED = "ofa:OFA-Sys/ofa-base"  # a model that has every task
 
 
-class Model(Looker):
-    """A vision-language model with its tokenizer and image transform.
+class Model:
+    """A vision-language model.
 
-    Questions about photos come in two forms: a method named by a verb asks one photo and gives the answer alone; one
-    named by a plural asks photo by photo, with all that the model knows of the answers. Both take a `Photo` of `look`
-    wherever they take a picture, so that it is encoded once; `ask_each` streams many photos through any of them.
+    One method a task: it asks about one photo and gives the best result alone. `run` asks about several photos and
+    gives all results with their scores; `stream` does so for any number of photos. Wherever a photo is expected, a
+    `Photo` from `encode` will do, so that a photo is encoded once however often it is asked about.
 
     Attributes:
-        module: the networks, an ordinary `nn.Module` in evaluation mode.
-        tokenizer: text to ids.
-        transform: a photo to what the tower reads.
-        name: what it was loaded by.
-        tasks: what it was trained for, and how each is asked and searched, see `vlm.prompt.TASKS`.
-        encoders: the contrastive pair on the same tower that has a say in captions, if one does.
+        bundle: the networks, tokenizer, image transform and settings.
+        predictor: what encodes photos and searches answers.
+        tasks: what the model was trained for, by name, see `vlm.tasks`.
     """
 
-    def __init__(
-        self,
-        module: VisionLanguageModel,
-        tokenizer: Tokenizer,
-        transform: ImageTransform,
-        name: str = "",
-        tasks: Mapping[str, Mapping[str, Any]] | None = None,
-        encoders: PairEncoders | None = None,
-    ):
-        super().__init__(module, tokenizer, transform, name, tasks)
-        self.encoders = encoders
+    def __init__(self, bundle: Bundle, encoders: PairEncoders | None = None):
+        self.bundle = bundle
+        self.predictor = Predictor(bundle, encoders)
+        self.tasks = tasks.bind(bundle, bundle.tasks)
+
+    @property
+    def name(self) -> str:
+        return self.bundle.name
+
+    @property
+    def encoders(self) -> PairEncoders | None:
+        """The contrastive pair on the same tower, which reranks captions; None where the model has none."""
+        return self.predictor.encoders
 
     def to(self, device: str | torch.device) -> "Model":
         """Move the networks.
 
         Raises:
-            ArgumentError: torch knows no such device, or it is not there.
+            ArgumentError: torch knows no such device, or this machine has none.
         """
-        try:
-            self.module.to(device)
-            if self.encoders is not None:
-                self.encoders.to(device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ArgumentError(f"device {str(device)!r} cannot be used: {reason}; try cpu, cuda or mps") from None
+        move(self.bundle.module, device)
+        if self.encoders is not None:
+            move(self.encoders, device)
         return self
 
-    # Captions
-
-    def caption_patches(
-        self,
-        patches: Tensor,
-        *,
-        num_captions: int = 1,
-        rerank: float | None = None,
-        seed: int | None = None,
-        **options,
-    ) -> list[list[Caption]]:
-        """Describe photos by their patch features.
-
-        Args:
-            patches: from `encode_images`.
-            num_captions: sentences a photo, the best first.
-            rerank: weight of the agreement of photo and sentence in the order of the captions that were found, see
-                `vlm.reranking`; 0: leave it out; None: as `tasks["caption"]` says, where the model has encoders.
-            seed: of the random numbers, where `sample` is set.
-            options: fields of `GenerationConfig` that shall differ from `tasks["caption"]`.
+    def task(self, name: str) -> tasks.Task:
+        """A task of this model.
 
         Raises:
-            ArgumentError: options that exclude each other, the model does not caption, or has no encoders to rerank by.
+            ArgumentError: the model was not trained for the task, or there is no such task.
         """
-        settings = self.settings("caption")
-        ids = self.tokenizer.encode(settings["prompt"])
-        if rerank is None:
-            rerank = settings.get("rerank", 0.0) if self.encoders is not None else 0.0
-        weight = reranking.check_weight(rerank)
-        if weight and self.encoders is None:
-            raise ArgumentError(f"{self.name!r} has no encoders to rerank by; leave rerank out")
-        found = self.write("caption", [ids] * len(patches), list(patches), count=num_captions, seed=seed, **options)
-        if weight and self.encoders is not None:
-            found = reranking.rerank(self.encoders, patches, found, weight)
-        return [captions[:num_captions] for captions in found]
+        if name in self.tasks:
+            return self.tasks[name]
+        tasks.check_names([name])
+        able = ", ".join(self.tasks)
+        raise ArgumentError(
+            f"{self.name!r} cannot {tasks.TASKS[name].does} (it was trained for: {able}); "
+            f"load a model that can, such as {SUGGESTED}"
+        )
 
-    def caption_each(
+    def encode(self, images: Sequence["ImageSource | Photo"], *, max_pixels: int = MAX_PIXELS) -> list[Photo]:
+        """Encode photos, to be asked about as often as wanted.
+
+        Args:
+            images: paths, bytes, file objects, PIL images, arrays or tensors, of any sizes.
+            max_pixels: larger photos are refused.
+
+        Raises:
+            ImageError: a photo cannot be used.
+        """
+        return self.predictor.encode(images, max_pixels=max_pixels)
+
+    def run(
+        self, task: str, images: Sequence["ImageSource | Photo"] | None, *columns: Sequence[Any], **options: Any
+    ) -> list[Any]:
+        """Ask once about each photo, or each text, all in one batch.
+
+        Args:
+            task: name of a task.
+            images: the same photo as often as it is asked about; None for tasks about text alone.
+            columns: the task's inputs, one for each photo: questions, phrases, boxes.
+            options: of the task, and fields of `GenerationConfig` that differ from its settings.
+
+        Returns:
+            A result for each: for most tasks a list of `Answer`, the best first; see `vlm.tasks`.
+
+        Raises:
+            ImageError: a photo cannot be used.
+            ArgumentError: the model does not have this task, an input cannot be used, or options exclude each other.
+        """
+        known = self.task(task)
+        if images is None and not columns:
+            raise ArgumentError(f"{task} is about photos; give some")
+        photos = None if images is None else self.encode(images)
+        return known.run(self.predictor, photos, *columns, **options)
+
+    def stream(
         self,
-        images: Sequence[Picture],
+        task: str,
+        images: Sequence["ImageSource | Photo"],
+        inputs: Sequence[tuple[Any, ...]] = ((),),
         *,
         batch_size: int = 16,
         max_pixels: int = MAX_PIXELS,
-        **options,
-    ) -> Iterator[list[Caption] | ImageError]:
-        """Describe many photos, as `ask_each`; `options` as in `caption_patches`.
+        **options: Any,
+    ) -> Iterator[list[Any] | ImageError]:
+        """Ask the same about many photos; a photo that cannot be used is lost alone.
+
+        Args:
+            task: name of a task.
+            images: photos in any form, of any sizes.
+            inputs: of the task, each asked about each photo: `[("how many dogs?",), ("where are they?",)]`; by default
+                one that has no inputs, as of captions.
+            batch_size: photos that go through the networks together; it does not change the results.
+            max_pixels: larger photos are refused.
+            options: as in `run`.
 
         Yields:
-            For each photo, in order, its captions, the best first, or what is wrong with it.
-        """
-        return self.ask_each(
-            images,
-            lambda photos: self.caption_patches(torch.stack([photo.patches for photo in photos]), **options),
-            batch_size=batch_size,
-            max_pixels=max_pixels,
-        )
+            For each photo, in order, a result for each of `inputs`, or what is wrong with the photo.
 
-    def captions(self, images: Sequence[Picture], **options) -> list[list[Caption]]:
-        """Describe photos; arguments as in `caption_each`.
+        Raises:
+            ArgumentError: as in `run`.
+        """
+        known = self.task(task)
+
+        def ask(photos: list[Photo]) -> Iterator[list[Any]]:
+            each = [photo for photo in photos for _ in inputs]
+            columns = zip(*(row for _ in photos for row in inputs), strict=True)
+            found = iter(known.run(self.predictor, each, *map(list, columns), **options))
+            return ([next(found) for _ in inputs] for _ in photos)
+
+        return self.predictor.stream(images, ask, batch_size=batch_size, max_pixels=max_pixels)
+
+    # One photo, one result
+
+    def captions(self, images: Sequence["ImageSource | Photo"], **options: Any) -> list[list[Answer]]:
+        """Describe photos: for each its captions, the best first; options as in `stream` and `vlm.tasks.caption`.
 
         Raises:
             ImageError: a photo cannot be used.
-            ArgumentError: options that exclude each other.
+            ArgumentError: the model cannot caption, or options exclude each other.
         """
-        found: list[list[Caption]] = []
-        for captions in self.caption_each(images, **options):
+        found: list[list[Answer]] = []
+        for captions in self.stream("caption", images, **options):
             if isinstance(captions, ImageError):
                 raise captions
-            found.append(captions)
+            found += captions
         return found
 
-    def caption(self, image: Picture, **options) -> str:
-        """Describe one photo in one sentence; arguments and errors as in `captions`."""
+    def caption(self, image: "ImageSource | Photo", **options: Any) -> str:
+        """Describe a photo in one sentence; options and errors as in `captions`."""
         return self.captions([image], **options)[0][0].text
 
-    # Questions, boxes, sentences and labels
-
-    def answers(
-        self,
-        images: Sequence[Picture],
-        questions: Sequence[str],
-        *,
-        choices: Sequence[str] | None = None,
-        score_all: bool = False,
-        objects: Sequence[Sequence[str]] | None = None,
-        prefix: prompt.Prefix | None = None,
-        **options,
-    ) -> list[list[Answer]]:
-        """Answer one question about each photo.
+    def answer(
+        self, image: "ImageSource | Photo", question: str, *, objects: Sequence[str] = (), **options: Any
+    ) -> str:
+        """Answer a question about a photo; errors as in `run`.
 
         Args:
-            images: as often the same one as it is asked about.
-            questions: one for each of them.
-            choices: the only answers that may be given; None: any text.
-            score_all: weigh every one of `choices`, not only those that a beam search meets. Their probabilities sum
-                to 1.
-            objects: names of things seen in each photo, which some models of OFA read behind the question.
-            prefix: what the decoder is given before it answers, see `vlm.prompt.example`; None: the model's own.
-            options: fields of `GenerationConfig` that shall differ from `tasks["answer"]`.
+            image: the photo.
+            question: about it.
+            objects: names of things seen in the photo, which some models of OFA read after the question.
+            options: as in `vlm.tasks.answer`.
+        """
+        return self.run("answer", [image], [question], objects=[objects], **options)[0][0].text
+
+    def ground(self, image: "ImageSource | Photo", phrase: str, **options: Any) -> Box | None:
+        """Find what a phrase names: left, top, right and bottom, in pixels of the photo; errors as in `run`.
 
         Returns:
-            For each question its answers, the best first.
-
-        Raises:
-            ImageError: a photo cannot be used.
-            ArgumentError: the model does not answer questions, one holds no words, or options exclude each other.
+            None where the model generates no box.
         """
-        instruction = self.settings("answer")["prompt"]
-        seen = [()] * len(questions) if objects is None else objects
-        ids = [
-            prompt.question_ids(self.tokenizer, question, names, instruction)
-            for question, names in zip(questions, seen, strict=True)
-        ]
-        patches = [photo.patches for photo in self.look(images)]
-        if score_all:
-            if choices is None or options:
-                raise ArgumentError("score_all weighs given answers and searches none: give choices, and no options")
-            return self.weigh("answer", ids, patches, prompt.distinct("answer", choices), prefix)
-        return self.write("answer", ids, patches, choices=choices, prefix=prefix, **options)
+        return self.run("ground", [image], [phrase], **options)[0]
 
-    def answer(self, image: Picture, question: str, *, objects: Sequence[str] = (), **options) -> str:
-        """Answer one question about one photo; arguments and errors as in `answers`."""
-        return self.answers([image], [question], objects=[objects], **options)[0][0].text
-
-    def boxes(self, images: Sequence[Picture], phrases: Sequence[str], **options) -> list[Box | None]:
-        """Find what a phrase names, one in each photo.
+    def describe_region(self, image: "ImageSource | Photo", box: Sequence[float], **options: Any) -> str:
+        """Describe a region of a photo; errors as in `run`.
 
         Args:
-            images: as often the same one as it is asked about.
-            phrases: one for each of them.
-            options: fields of `GenerationConfig` that shall differ from `tasks["ground"]`.
-
-        Returns:
-            Left, top, right and bottom, in pixels of the photo; None where the model wrote no box.
-
-        Raises:
-            ImageError: a photo cannot be used.
-            ArgumentError: the model finds nothing, a phrase holds no words, or options exclude each other.
+            image: the photo.
+            box: left, top, right and bottom, in pixels of the photo; what lies outside of the photo is cut off.
+            options: fields of `GenerationConfig`.
         """
-        settings = self.settings("ground")
-        ids = [self.tokenizer.encode(settings["prompt"].format(prompt.words("phrase", text))) for text in phrases]
-        photos = self.look(images)
-        found = self.write("ground", ids, [photo.patches for photo in photos], **options)
-        size = settings["box_pixels"] or self.transform.size
-        read = [
-            [prompt.read_box(self.tokenizer, answer.ids, *photo.size, size) for answer in answers]
-            for answers, photo in zip(found, photos, strict=True)
-        ]
-        return [next((box for box in boxes if box), None) for boxes in read]
+        return self.run("describe_region", [image], [box], **options)[0][0].text
 
-    def ground(self, image: Picture, phrase: str, **options) -> Box | None:
-        """Find what a phrase names in one photo; arguments and errors as in `boxes`."""
-        return self.boxes([image], [phrase], **options)[0]
-
-    def region_captions(
-        self, images: Sequence[Picture], boxes: Sequence[Sequence[float]], **options
-    ) -> list[list[Answer]]:
-        """Describe one region of each photo.
+    def entail(self, image: "ImageSource | Photo", hypothesis: str, caption: str | None = None, **options: Any) -> str:
+        """Say whether a sentence follows from a photo: `entailment`, `contradiction` or `neutral`; errors as in `run`.
 
         Args:
-            images: as often the same one as it is asked about.
-            boxes: left, top, right and bottom, in pixels of the photo; what is outside of it is cut off.
-            options: fields of `GenerationConfig` that shall differ from `tasks["describe_region"]`.
-
-        Returns:
-            For each region its descriptions, the best first.
-
-        Raises:
-            ImageError: a photo cannot be used.
-            ArgumentError: the model describes no regions, a box is none, or options exclude each other.
+            image: the photo.
+            hypothesis: the sentence.
+            caption: what is known of the photo, to be judged with it.
+            options: as in `vlm.tasks.entail`.
         """
-        settings = self.settings("describe_region")
-        photos = self.look(images)
-        size = settings["box_pixels"] or self.transform.size
-        ids = [
-            self.tokenizer.encode(settings["prompt"])
-            + prompt.box_locations(self.tokenizer, prompt.clip_box(box, *photo.size), *photo.size, size)
-            for box, photo in zip(boxes, photos, strict=True)
-        ]
-        return self.write("describe_region", ids, [photo.patches for photo in photos], **options)
+        return self.run("entail", [image], [hypothesis], [caption or ""], **options)[0][0].text
 
-    def describe_region(self, image: Picture, box: Sequence[float], **options) -> str:
-        """Describe one region of one photo; arguments and errors as in `region_captions`."""
-        return self.region_captions([image], [box], **options)[0][0].text
+    def classify(self, image: "ImageSource | Photo", labels: Sequence[str]) -> str:
+        """The likeliest of some labels for a photo, each scored as an answer; errors as in `run`."""
+        return self.run("classify", [image], [labels])[0][0].text
 
-    def judgements(
-        self,
-        images: Sequence[Picture],
-        hypotheses: Sequence[str],
-        captions: Sequence[str] | None = None,
-        *,
-        prefix: prompt.Prefix | None = None,
-    ) -> list[list[Answer]]:
-        """Say whether a sentence follows from each photo.
+    def summarize(self, text: str, **options: Any) -> str:
+        """Summarise a text in a sentence; errors as in `run`."""
+        return self.run("summarize", None, [text], **options)[0][0].text
+
+    def complete(self, text: str, **options: Any) -> str:
+        """Write out a text with gaps, each written `<mask>`: `a dog <mask> in the snow`; errors as in `run`."""
+        return self.run("complete", None, [text], **options)[0][0].text
+
+    def image_codes(self, text: str, **options: Any) -> Tensor:
+        """Draw pictures of a text, as codes that `vlm.convert.vqgan` turns into pixels; errors as in `run`.
 
         Args:
-            images: as often the same one as it is asked about.
-            hypotheses: one sentence for each of them.
-            captions: what is known of each photo, which is judged with it; None, or an empty one: the photo alone.
-            prefix: what the decoder is given before it answers, see `vlm.prompt.example`; None: the model's own.
+            text: what the pictures show.
+            options: `num_images` and `seed`, and fields of `GenerationConfig`.
 
         Returns:
-            For each sentence `entailment`, `contradiction` and `neutral`, the likeliest first.
-
-        Raises:
-            ImageError: a photo cannot be used.
-            ArgumentError: the model judges no sentences, or one holds no words.
+            `int64[num_images, side, side]`, codes from 0 on.
         """
-        settings = self.settings("entail")
-        ids = []
-        for hypothesis, caption in zip(hypotheses, captions or [""] * len(hypotheses), strict=True):
-            sentences = [prompt.words("sentence", hypothesis)]
-            if caption.strip():
-                sentences.insert(0, prompt.words("caption", caption))
-            instruction = settings["prompt_with_caption" if len(sentences) > 1 else "prompt"]
-            ids.append(self.tokenizer.encode(instruction.format(*sentences)))
-        labels = {answer.strip(): label for label, answer in prompt.ENTAIL_ANSWERS.items()}
-        patches = [photo.patches for photo in self.look(images)]
-        found = self.weigh("entail", ids, patches, list(labels), prefix)
-        return [[replace(answer, text=labels[answer.text]) for answer in answers] for answers in found]
-
-    def entail(self, image: Picture, hypothesis: str, caption: str | None = None, **options) -> str:
-        """Say whether a sentence follows from one photo: `entailment`, `contradiction` or `neutral`.
-
-        Arguments and errors as in `judgements`.
-        """
-        return self.judgements([image], [hypothesis], [caption or ""], **options)[0][0].text
-
-    def classes(self, images: Sequence[Picture], labels: Sequence[str]) -> list[list[Answer]]:
-        """Weigh labels as answers to what each photo shows.
-
-        Returns:
-            For each photo all labels, the likeliest first; their probabilities sum to 1.
-
-        Raises:
-            ImageError: a photo cannot be used.
-            ArgumentError: the model was not trained for it, or there are no labels.
-        """
-        ids = self.tokenizer.encode(self.settings("classify")["prompt"])
-        patches = [photo.patches for photo in self.look(images)]
-        return self.weigh("classify", [ids] * len(patches), patches, prompt.distinct("label", labels))
-
-    def classify(self, image: Picture, labels: Sequence[str]) -> str:
-        """The likeliest label of one photo; errors as in `classes`."""
-        return self.classes([image], labels)[0][0].text
-
-    # Text alone
-
-    def summaries(self, texts: Sequence[str], **options) -> list[list[Answer]]:
-        """Summarise texts in a sentence each; what is behind 512 words is not read.
-
-        Args:
-            texts: articles.
-            options: fields of `GenerationConfig` that shall differ from `tasks["summarize"]`.
-
-        Returns:
-            For each text its summaries, the best first.
-
-        Raises:
-            ArgumentError: the model does not summarise, a text holds no words, or options exclude each other.
-        """
-        instruction = self.settings("summarize")["prompt"]
-        cleaned = [prompt.words("text", text, prompt.MAX_ARTICLE_WORDS).replace("<unk>", "unk") for text in texts]
-        return self.write("summarize", [self.tokenizer.encode(instruction.format(text)) for text in cleaned], **options)
-
-    def summarize(self, text: str, **options) -> str:
-        """Summarise one text; arguments and errors as in `summaries`."""
-        return self.summaries([text], **options)[0][0].text
-
-    def completions(self, texts: Sequence[str], **options) -> list[list[Answer]]:
-        """Write out texts with gaps, each written `<mask>`: `a dog <mask> in the snow`.
-
-        Arguments, result and errors as in `summaries`; settings are `tasks["complete"]`.
-        """
-        instruction = self.settings("complete")["prompt"]
-        ids = [prompt.gap_ids(self.tokenizer, text, instruction) for text in texts]
-        return self.write("complete", ids, **options)
-
-    def complete(self, text: str, **options) -> str:
-        """Write out one text; arguments and errors as in `completions`."""
-        return self.completions([text], **options)[0][0].text
-
-    # Pictures
-
-    @torch.inference_mode()
-    def image_codes(self, texts: Sequence[str], *, num_images: int = 1, seed: int | None = None, **options) -> Tensor:
-        """Draw pictures of texts, as codes of the VQGAN that the model was trained with.
-
-        `vlm.convert.vqgan` turns them into pixels.
-
-        Args:
-            texts: what the pictures show; what is behind 64 words is not read.
-            num_images: pictures of each.
-            seed: of the random numbers.
-            options: fields of `GenerationConfig` that shall differ from `tasks["generate_image"]`.
-
-        Returns:
-            `int64[texts, num_images, side, side]`, codes from 0 on.
-
-        Raises:
-            ArgumentError: options that exclude each other, a text without words, or the model does not draw.
-        """
-        settings = self.settings("generate_image")
-        if num_images < 1:
-            raise ArgumentError(f"num_images={num_images} is below 1; give 1 or more")
-        side, first = self.module.backbone.config.code_grid, self.tokenizer.code_start
-        if not texts:
-            return torch.empty(0, num_images, side, side, dtype=torch.long)
-        ids = [self.tokenizer.encode(prompt.image_instruction(text, settings["prompt"])) for text in texts]
-        encoded, _ = self.read(ids, None, "none")
-        found = generate(
-            self.module.backbone,
-            encoded,
-            replace(search_config(settings, options, num_images), min_tokens=side**2, max_tokens=side**2),
-            codes=True,
-            generator=None if seed is None else torch.Generator(self.device).manual_seed(seed),
-        )
-        codes = torch.tensor([[hypothesis.ids for hypothesis in drawn] for drawn in found])
-        return codes.view(len(texts), -1, side, side) - first
+        return self.run("generate_image", None, [text], **options)[0]
 
 
-def load(name: str = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | Path | None = None) -> Model:
+def load(
+    name: str | Path = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | Path | None = None
+) -> Model:
     """Load a model.
 
     Args:
@@ -398,16 +251,69 @@ def load(name: str = "tiny", *, device: str | torch.device = "cpu", tokenizer: s
         ModelError: there is no such model, or its files cannot be used.
         ArgumentError: the device cannot be used, or `tokenizer` is given for a model that has its own.
     """
-    if name.startswith("ofa:"):
-        from vlm.convert.ofa import load_ofa
+    bundle = load_bundle(name, tokenizer=tokenizer, with_pair=True)
+    encoders = None if bundle.pair is None else pair_encoders(bundle)
+    return Model(bundle, encoders).to(device)
 
-        module, words, transform, tasks = load_ofa(name.removeprefix("ofa:"), tokenizer=tokenizer)
-        return Model(module, words, transform, name, tasks).to(device)
-    if tokenizer is not None:
-        raise ArgumentError(f"tokenizer={str(tokenizer)!r} is for names that begin with ofa:; {name!r} has its own")
-    folder = hub.resolve(name)
-    module, words, transform = hub.load_model(folder)
-    tasks, encoders = hub.task_settings(folder), None
-    if "caption" in tasks and hub.has_pair(folder):
-        encoders = PairEncoders(name, module.tower, *hub.load_pair(folder), transform).eval()
-    return Model(module, words, transform, name, tasks, encoders).to(device)
+
+def load_classifier(
+    name: str | Path = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | None = None
+) -> Encoders | Model:
+    """Load what gives photos labels best: a pair of encoders where there is one, else a model that answers.
+
+    Args:
+        name: what `vlm.load` or `vlm.load_encoders` takes.
+        device: where it runs.
+        tokenizer: of an OFA checkpoint, see `vlm.load`.
+
+    Raises:
+        ModelError: there is no such model, or its files cannot be used.
+        ArgumentError: the device cannot be used, or `tokenizer` is given for a model that has its own.
+    """
+    source = resolve(name, ("model", "ofa", "open_clip", "timm"))
+    compares = source.kind in ("open_clip", "timm") or (source.kind == "model" and has_pair(source.folder()))
+    if compares and tokenizer is None:
+        return load_encoders(name, device=device)
+    return load(name, device=device, tokenizer=tokenizer)
+
+
+def classify_each(
+    model: Encoders | Model,
+    images: Sequence[ImageSource],
+    labels: Sequence[str],
+    *,
+    templates: Sequence[str] | None = None,
+    batch_size: int = 16,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[list[Answer] | ImageError]:
+    """Give many photos one of the labels each; a photo that cannot be used is lost alone.
+
+    Args:
+        model: from `load_classifier`.
+        images: paths, bytes, file objects, PIL images, arrays or tensors, of any sizes.
+        labels: names to choose from.
+        templates: for a pair of encoders, sentences that labels are put into; None: those of
+            `vlm.encoders.zero_shot`.
+        batch_size: photos that go through the networks together.
+        max_pixels: larger photos are refused.
+
+    Returns:
+        For each photo, in order, all labels with their log-probabilities, the likeliest first, or what is wrong
+        with the photo.
+
+    Raises:
+        ArgumentError: there are no labels, `templates` has no meaning or no place for a label, or the model has no text
+            encoder or was not trained for labels.
+    """
+    names = distinct("label", labels)
+    if not isinstance(model, Model):
+        sentences = zero_shot.TEMPLATES if templates is None else templates
+        return zero_shot.classify_each(
+            model, images, names, templates=sentences, batch_size=batch_size, max_pixels=max_pixels
+        )
+    if templates is not None:
+        raise ArgumentError(
+            f"{model.name!r} scores labels as answers and puts them into no sentences; leave templates out"
+        )
+    found = model.stream("classify", images, [(names,)], batch_size=batch_size, max_pixels=max_pixels)
+    return (result if isinstance(result, ImageError) else result[0] for result in found)

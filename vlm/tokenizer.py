@@ -6,7 +6,6 @@ that `"<s>"` or `"<bin_3>"` in a caption is ordinary text.
 """
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from vlm.errors import ModelError
+from vlm.files.atomic import write_text
 
-SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-BOS, PAD, EOS, UNK = range(4)
+SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # BOS, PAD, EOS, UNK
 
 
 @dataclass(frozen=True)
@@ -81,9 +80,7 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write `tokenizer.json` (the format of the `tokenizers` library); the layout is kept in the model's config."""
-        partial = f"{path}.{os.getpid()}.partial"  # several processes of one training may write it at once
-        Path(partial).write_text(self.bpe.to_str(pretty=False) + "\n", encoding="utf-8")
-        os.replace(partial, path)
+        write_text(path, self.bpe.to_str(pretty=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path, num_codes: int = 0, num_bins: int = 0) -> "Tokenizer":

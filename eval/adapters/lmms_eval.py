@@ -5,7 +5,8 @@ A request of `generate_until` has `args`: context, generation_kwargs, doc_to_vis
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -15,8 +16,8 @@ from tqdm import tqdm
 
 from eval import models
 from eval.predict import Batches
+from vlm.data.stream import ordered_map
 from vlm.errors import ArgumentError, ImageError
-from vlm.threads import ordered_map
 
 try:
     from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
@@ -24,10 +25,14 @@ except ImportError as error:
     raise ArgumentError(f"lmms-eval cannot be imported ({error}); pip install lmms-eval") from None
 
 NAME = "vlm"  # of the model
-TASKS = ("caption", "answer")
+# tasks, and what each takes from the context of a request
+INPUTS: dict[str, Callable[[str], tuple[str, ...]]] = {
+    "answer": lambda context: (question(context),),
+    "caption": lambda context: (),
+}
 
-# LLaVA's instruction (Liu et al., 2023), which many tasks put after the question; an `Answerer` expects the question
-# alone, and adds what its model needs
+# LLaVA's instruction (Liu et al., 2023), which many tasks put after the question; models expect the question alone,
+# and add what they need
 _INSTRUCTION = re.compile(r"\s*(please )?answer the question using a single word or phrase\.?\s*$", re.IGNORECASE)
 
 
@@ -73,9 +78,8 @@ class VLM(lmms):
         """
 
         def write(batch: Sequence[Any], images: Sequence[Any]) -> list[str]:
-            if self.task == "caption":
-                return self.model.caption(images)
-            return self.model.answer(images, [question(request.args[0]) for request in batch])
+            rows = [INPUTS[self.task](request.args[0]) for request in batch]
+            return getattr(self.model, self.task)(images, *map(list, zip(*rows, strict=True)))
 
         photos = ((request, self._photo(request)) for request in requests)  # documents are read on this thread alone
         pairs = zip(requests, ordered_map(self._prepare, photos, ahead=2 * self.batch_size), strict=True)
@@ -130,14 +134,14 @@ class VLM(lmms):
 def load(name: str, task: str, device: str) -> tuple[Any, str]:
     """Load a model for `VLM`: the model and what it is asked for; arguments and errors as there."""
     if task:
-        if task not in TASKS:
-            raise ArgumentError(f"task={task} is unknown; choose one of: {', '.join(TASKS)}")
+        if task not in INPUTS:
+            raise ArgumentError(f"task={task} is unknown; choose one of: {', '.join(INPUTS)}")
         return models.load(name, task, device), task
-    try:
-        model = models.load(name, "caption", device)
-    except ArgumentError:
-        model = models.load(name, "answer", device)
-    return model, "answer" if isinstance(model, models.Answerer) else "caption"
+    *others, last = INPUTS
+    for choice in others:
+        with suppress(ArgumentError):
+            return models.load(name, choice, device), choice
+    return models.load(name, last, device), last
 
 
 def question(context: str) -> str:

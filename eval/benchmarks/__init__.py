@@ -2,13 +2,13 @@
 
 from difflib import get_close_matches
 
-from eval.benchmarks import captions, entailment, folders, grounding, linear_probe, retrieval, text_to_image, vqa
-from eval.benchmarks.base import Benchmark
+from eval.benchmark import Benchmark
+from eval.benchmarks import captions, class_folders, entailment, grounding, retrieval, text_to_image, vqa
 from vlm.errors import ArgumentError
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
-    for module in (captions, retrieval, vqa, grounding, entailment, folders, linear_probe, text_to_image)
+    for module in (captions, retrieval, vqa, grounding, entailment, class_folders, text_to_image)
     for benchmark in module.BENCHMARKS
 }
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmarks.base import Benchmark, Item, Predictions, Scores, find_file, inside, layout, read_json
+from eval.benchmark import Benchmark, Item, Predictions, Scores, find_file, inside, layout, read_json
 from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -133,9 +133,9 @@ def with_java_metrics(benchmark: Benchmark, names: Collection[str]) -> Benchmark
     """
     from eval.metrics.captions import require_java
 
-    if benchmark.task != "caption":
-        able = ", ".join(known.name for known in BENCHMARKS)
-        raise ArgumentError(f"{benchmark.name} has no {' or '.join(names)}; --java-metrics is for {able}")
+    able = [known.name for known in BENCHMARKS]
+    if benchmark.name not in able:
+        raise ArgumentError(f"{benchmark.name} has no {' or '.join(names)}; --java-metrics is for {', '.join(able)}")
     for name in names:
         require_java(name)
     return replace(benchmark, metrics=(*benchmark.metrics, *names), score=partial(score, java_metrics=tuple(names)))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.base import Benchmark, Item, Predictions, Scores, find_file, inside, layout
+from eval.benchmark import Benchmark, Item, Predictions, Scores, find_file, inside, layout
 from vlm.errors import DataError
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -60,6 +60,7 @@ BENCHMARKS = tuple(
     Benchmark(
         name=name,
         task="entail",
+        columns=lambda items: ([item.question for item in items], [item.premise for item in items]),
         needs=f"snli_ve_SPLIT.jsonl and flickr30k-images/; the model reads {reads}",
         card="snli_ve",
         splits=("test", "dev"),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.base import Benchmark, Item, Predictions, Scores, find_file, inside, layout, read_json
+from eval.benchmark import Benchmark, Item, Predictions, Scores, find_file, inside, layout, questions, read_json
 from vlm.errors import DataError
 
 
@@ -88,6 +88,7 @@ BENCHMARKS = tuple(
     Benchmark(
         name=name,
         task="ground",
+        columns=questions,
         needs=f"{name}/instances.json, {name}/refs({division}).p and train2014/",
         card="refcoco",
         splits=splits,

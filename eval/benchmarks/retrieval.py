@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmarks.base import Benchmark, Item, Predictions, Scores
+from eval.benchmark import Benchmark, Item, Predictions, Scores
 from eval.benchmarks.captions import read_flickr8k, read_karpathy, read_plain
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.base import Benchmark, Item, Predictions, Scores, inside, layout, read_json
+from eval.benchmark import Benchmark, Item, Predictions, Scores, inside, layout, read_json
 from vlm.errors import DataError
 
 PROMPTS = "prompts.json"

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.base import Benchmark, Item, Predictions, Scores, inside, layout, read_json
+from eval.benchmark import Benchmark, Item, Predictions, Scores, inside, layout, questions, read_json
 
 
 def read_vqav2(folder: Path, split: str) -> list[Item]:
@@ -65,7 +65,7 @@ def read_gqa(folder: Path, split: str) -> list[Item]:
             Item(
                 id,
                 inside(folder / "images", f"{record['imageId']}.jpg"),
-                (record["answer"],) if "answer" in record else (),
+                () if record.get("answer") is None else (record["answer"],),
                 question=record["question"],
                 groups={"type": record["types"]["structural"]} if "types" in record else {},
             )
@@ -145,6 +145,7 @@ BENCHMARKS = (
     Benchmark(
         name="vqav2",
         task="answer",
+        columns=questions,
         needs="v2_OpenEnded_mscoco_*_questions.json, v2_mscoco_val2014_annotations.json, val2014/ or test2015/",
         card="vqav2",
         splits=("val", "test-dev", "test"),
@@ -157,6 +158,7 @@ BENCHMARKS = (
     Benchmark(
         name="okvqa",
         task="answer",
+        columns=questions,
         needs="OpenEnded_mscoco_val2014_questions.json, mscoco_val2014_annotations.json and val2014/",
         card="okvqa",
         splits=("test",),
@@ -169,6 +171,7 @@ BENCHMARKS = (
     Benchmark(
         name="gqa",
         task="answer",
+        columns=questions,
         needs="SPLIT_balanced_questions.json and images/",
         card="gqa",
         splits=("testdev", "val", "test"),
@@ -181,6 +184,7 @@ BENCHMARKS = (
     Benchmark(
         name="vqa_json",
         task="answer",
+        columns=questions,
         needs="SPLIT.json, a list of {image, question, answers} or {file, vqa}, and the photos that it names",
         card="vqav2",
         splits=("vqa", "cocoqa"),

@@ -19,7 +19,7 @@ Shapes = dict[str, tuple[int, ...]]
 @pytest.fixture(scope="session")
 def tokenizer() -> "Tokenizer":
     """The original's vocabulary."""
-    from vlm.convert.ofa_tokenizer import load_tokenizer
+    from vlm.convert.ofa.tokenizer import load_tokenizer
 
     if not GOLDEN.is_dir():
         pytest.skip("the items of the original are not beside the checkout")
@@ -136,7 +136,7 @@ HUB_SETTINGS: dict[str, Any] = {  # as `config.json` has them
 @pytest.fixture
 def small(monkeypatch) -> "Small":
     """Small random checkpoints with a tower of one block a stage, which no released model has."""
-    from vlm.convert import ofa_config
+    from vlm.convert.ofa import config as ofa_config
 
     monkeypatch.setitem(ofa_config.BLOCKS, "small", (1, 1, 1))
     return Small()

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlm.data.augment import Augmentation, hide_patches, hide_words, may_flip, random_view
-from vlm.tokenizer import BOS, PAD, UNK
+from vlm.data.augment import Augmentation, hide_patches, hide_tokens, may_flip, random_view
+from vlm.models.config import BOS, PAD, UNK
 
 GEOMETRY = Augmentation(min_area=0.5, flip=0.0, jitter=0.0)
 
@@ -147,7 +147,7 @@ def test_patches_are_hidden_or_unchanged_at_any_size(height, width, share):
 def test_hidden_words_spare_start_and_padding():
     row = torch.cat([torch.tensor([BOS]), torch.arange(100, 120), torch.full((5,), PAD)])
     ids = row.repeat(500, 1)
-    found = hide_words(ids, 0.2, torch.Generator().manual_seed(0))
+    found = hide_tokens(ids, 0.2, torch.Generator().manual_seed(0))
     assert torch.equal(found[:, 0], ids[:, 0]) and torch.equal(found[:, -5:], ids[:, -5:])
     assert set(found[found != ids].tolist()) == {UNK}
     assert (found[:, 1:-5] == UNK).float().mean().item() == pytest.approx(0.2, abs=0.01)

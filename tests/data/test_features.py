@@ -14,7 +14,8 @@ from vlm.data.features import cached_features, view
 from vlm.data.shards import Sample
 from vlm.errors import DataError, ImageError
 from vlm.image import ImageTransform, load_image
-from vlm.models.towers import TowerConfig, build_tower, trunk_features
+from vlm.models.config import TowerConfig
+from vlm.models.towers import build_tower, trunk_features
 from vlm.train.checkpoint import Average
 
 TRANSFORM = ImageTransform(32)

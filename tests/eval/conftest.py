@@ -66,11 +66,11 @@ def put_photo() -> Callable[[Path, str], Path]:
 @pytest.fixture(scope="session")
 def random_model(tmp_path_factory, small_model) -> Path:
     """The folder of a small model with random weights."""
-    from vlm import hub
+    from vlm.files.bundle import Bundle, save_bundle
     from vlm.image import ImageTransform
 
     texts = ["a dog runs through tall grass", "two cats sit on a red sofa"]
     model, tokenizer = small_model(texts, 300, 0, 64, 64)
     folder = tmp_path_factory.mktemp("model")
-    hub.save_model(folder, model, tokenizer, ImageTransform(64))
+    save_bundle(folder, Bundle(model, tokenizer, ImageTransform(64)))
     return folder

@@ -181,7 +181,7 @@ def test_a_model_that_only_answers(lmms, monkeypatch):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"task": "ground"}, r"task=ground is unknown; choose one of: caption, answer"),
+        ({"task": "ground"}, r"task=ground is unknown; choose one of: answer, caption"),
         ({"task": "answer"}, r"model 'captions' cannot answer questions .*it can do: caption"),
         ({"batch_size": "auto"}, r"batch_size=auto"),
         ({"batch_size": 0}, r"batch_size=0"),

@@ -110,8 +110,9 @@ def test_nocaps_domains_are_means_over_their_photos(tmp_path, put_photo, fake):
 
 def test_the_command_measures_a_model_as_its_library_captions(data, random_model, capsys):
     import vlm
-    from vlm import prompt
-    from vlm.hub import sha256
+    from vlm.files.digest import files_sha256
+    from vlm.tasks.base import SENTENCE_SEARCH
+    from vlm.tasks.caption import PROMPT
 
     out = data.parent / "out"
     command = [
@@ -133,9 +134,9 @@ def test_the_command_measures_a_model_as_its_library_captions(data, random_model
     results, items = read(out)
     model = vlm.load(str(random_model))
     assert [item["prediction"] for item in items] == [model.caption(data / f"{name}.jpg") for name in SENTENCES]
-    assert results["weights_sha256"] == sha256(random_model / "model.safetensors")
-    assert results["prompt"] == prompt.CAPTION
-    assert prompt.CAPTION_OPTIONS.items() <= results["settings"].items()
+    assert results["weights_sha256"] == files_sha256([random_model / "model.safetensors"])
+    assert results["prompt"] == PROMPT
+    assert SENTENCE_SEARCH.items() <= results["settings"].items()
     assert results["command"] == "python -m eval " + " ".join(command)
 
 

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 
 from eval import models
 from eval.__main__ import main
-from eval.benchmarks import find, linear_probe
+from eval.benchmarks import class_folders, find
 from eval.linear_probe import ImageFeatures, LinearProbe
 from eval.report import read
 from vlm.errors import ArgumentError, DataError, ImageError
@@ -149,7 +149,7 @@ def test_the_command_measures_the_pooled_tower(data, random_model, capsys):
     assert capsys.readouterr().out.startswith(f"linear_probe (data, test), model {random_model}, n = 2\naccuracy ")
     model = vlm.load(str(random_model))
     photos = [*sorted(data.glob("train/*/*.jpg")), *sorted(data.glob("test/*/*.jpg"))]
-    grid = model.encode_images(torch.stack([model.prepare(photo) for photo in photos]))
+    grid = torch.stack([photo.patches for photo in model.encode(photos)])
     features = grid.mean((1, 2)).numpy()  # [photos, dim]
 
     results, items = read(out)
@@ -184,6 +184,6 @@ def test_folders_that_cannot_be_used(data, put_photo, monkeypatch):
         find("linear_probe").read(data, "test")
     with pytest.raises(DataError, match=r"val' is no folder; .*--split val"):
         find("linear_probe").read(data, "val")
-    monkeypatch.setattr(linear_probe, "find_spec", lambda name: None)
+    monkeypatch.setattr(class_folders, "find_spec", lambda name: None)
     with pytest.raises(ArgumentError, match=r"pip install 'vlm-foundation\[eval\]'"):
         find("linear_probe").read(data, "test")

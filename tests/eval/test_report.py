@@ -120,7 +120,7 @@ def test_boxes_are_drawn_in_percent(tmp_path, put_photo):
     put_photo(tmp_path / "cat.jpg")
     item = {"image": str(tmp_path / "cat.jpg"), "box": [0.1, 0.2, 0.6, 0.9], "predicted_box": [0.0, 0.0, 0.5, 1.0]}
     item |= {"question": "the cat", "premise": "", "references": [], "prediction": "box", "scores": {}}
-    source = report.template("macros.html").make_module().__getattribute__("photo")(report.card(item))
+    source = report.report_template("macros.html").make_module().__getattribute__("photo")(report.card(item))
     assert "left:10.00%;top:20.00%;width:50.00%;height:70.00%" in source
     assert 'class="box guess"' in source
 
@@ -220,7 +220,7 @@ def test_the_table_by_hand():
         "| vqa_json (coco, vqa) | 10 of 474 | accuracy |  | 9.0 |",
         "",
         "Points of a hundred, with 95 % bootstrap intervals over the items in brackets. Weights (SHA-256): "
-        "blip\\|large `ffffffffffff`, tiny `abcdefabcdef`. Made by:",
+        "blip\\|large (weights) `ffffffffffff`, tiny (weights) `abcdefabcdef`. Made by:",
         "",
         "```",
         "python -m eval captions_json --data data/flickr8k --model blip|large --split all",

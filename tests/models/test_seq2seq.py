@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from vlm.models.attention import attend, image_buckets, text_buckets
-from vlm.models.layers import Seq2SeqConfig
-from vlm.models.towers import TowerConfig
+from vlm.models.config import Seq2SeqConfig, TowerConfig
 from vlm.models.vision_language import VisionLanguageModel
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "ofa_golden"

@@ -13,15 +13,13 @@ from hypothesis import strategies as st
 from vlm.convert import imagenet
 from vlm.convert.imagenet import load_efficientnet_lite2
 from vlm.errors import ModelError
-from vlm.models.layers import Seq2SeqConfig
+from vlm.models.config import Seq2SeqConfig, TowerConfig
 from vlm.models.towers import (
     StagedTower,
     TimmTower,
     Tower,
-    TowerConfig,
     build_tower,
     freeze_batch_norm,
-    has_fast_bfloat16,
     trunk_features,
     trunk_parameters,
 )
@@ -73,21 +71,6 @@ def test_trunk_features_are_the_trunk_in_half_precision():
     kept, exact = trunk_features(tower, images, 3), tower.trunk(images, 3)
     assert kept.dtype == torch.float16 and kept.shape == exact.shape
     torch.testing.assert_close(kept.float(), exact, atol=0.05 * exact.abs().max().item(), rtol=0)
-
-
-@pytest.mark.parametrize(
-    "device, capabilities, fast",
-    [
-        ("cuda", {"avx512_bf16": False}, True),
-        ("cpu", {"avx512_bf16": False, "amx_bf16": False}, False),
-        ("cpu", {"avx512_bf16": True, "amx_bf16": False}, True),
-        ("cpu", {"sve_bf16": True}, True),
-        ("cpu", {}, True),
-    ],
-)
-def test_bfloat16_is_for_devices_with_instructions_for_it(monkeypatch, device, capabilities, fast):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert has_fast_bfloat16(device) is fast
 
 
 @pytest.mark.parametrize(

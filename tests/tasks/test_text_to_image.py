@@ -9,9 +9,10 @@ from PIL import Image
 
 import vlm
 from tasks import text_to_image
-from vlm import hub, prompt
 from vlm.convert.vqgan import load_vqgan
+from vlm.files.bundle import Bundle, save_bundle
 from vlm.image import ImageTransform
+from vlm.tasks import generate_image
 
 
 @pytest.fixture(scope="module")
@@ -20,9 +21,9 @@ def folder(tmp_path_factory, small_model) -> Path:
     from diffusers.models.autoencoders.vq_model import VQModel
 
     folder = tmp_path_factory.mktemp("draws")
-    module, tokenizer = small_model([prompt.GENERATE_IMAGE, " a red bus"], 300, 0, 96, 32, codes=40)
+    module, tokenizer = small_model([generate_image.PROMPT, " a red bus"], 300, 0, 96, 32, codes=40)
     (folder / "model").mkdir()
-    hub.save_model(folder / "model", module, tokenizer, ImageTransform(64), {"generate_image": {"top_k": 8}})
+    save_bundle(folder / "model", Bundle(module, tokenizer, ImageTransform(64), {"generate_image": {"top_k": 8}}))
     torch.manual_seed(0)
     VQModel(
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -41,9 +42,9 @@ def test_pictures_are_those_of_the_codes(folder, tmp_path, capsys):
     paths = capsys.readouterr().out.splitlines()
     assert [Path(path).name for path in paths] == ["1-1.png", "1-2.png", "2-1.png", "2-2.png"]
     model, vqgan = vlm.load(str(folder / "model")), load_vqgan(folder / "vqgan")
-    codes = [model.image_codes([text], num_images=2, seed=3, top_k=256)[0] for text in texts]
+    codes = [model.image_codes(text, num_images=2, seed=3, top_k=256) for text in texts]
     assert not torch.equal(codes[0][0], codes[0][1])  # drawn apart
-    assert model.image_codes([], num_images=2).shape == (0, 2, 4, 4)
+    assert codes[0].shape == (2, 4, 4) and model.run("generate_image", None, [], num_images=2) == []
     expected = [picture for grids in codes for picture in vqgan.pictures(grids)]
     for path, picture in zip(paths, expected, strict=True):
         found = Image.open(path)
@@ -53,7 +54,7 @@ def test_pictures_are_those_of_the_codes(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"--model": "tiny"}, "not for generate_image"),
+        ({"--model": "tiny"}, r"'tiny' cannot draw pictures of texts \(it was trained for: "),
         ({"--text": " "}, "nothing to draw"),
         ({"--vqgan": "gone.ckpt"}, r"gone\.ckpt"),
         ({"--num-images": "0"}, "num_images=0 is below 1"),

@@ -5,12 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from vlm import hub
 from vlm.data.shards import Sample
 from vlm.errors import ArgumentError, ModelError
+from vlm.files.bundle import save_bundle
 from vlm.image import ImageTransform
-from vlm.models.layers import Seq2SeqConfig
-from vlm.models.towers import TowerConfig
+from vlm.models.config import Seq2SeqConfig, TowerConfig
 from vlm.tokenizer import Tokenizer
 from vlm.train.build import build
 from vlm.train.config import Phase, TrainConfig
@@ -32,7 +31,8 @@ CONFIG = TrainConfig(
 
 
 def test_a_new_model_is_sized_by_its_tokenizer(tmp_path):
-    model, tokenizer, config = build(CONFIG, SAMPLES, tmp_path / "out")
+    bundle, config = build(CONFIG, SAMPLES, tmp_path / "out")
+    model, tokenizer = bundle.module, bundle.tokenizer
     assert config.backbone is not None
     assert config.backbone.vocab_size == tokenizer.vocab_size == model.backbone.embed.num_embeddings
     assert tokenizer.num_bins == 16 and tokenizer.num_text <= 290
@@ -40,14 +40,14 @@ def test_a_new_model_is_sized_by_its_tokenizer(tmp_path):
 
 
 def test_the_tokenizer_knows_every_language_and_the_questions(tmp_path):
-    tokenizer = build(replace(CONFIG, text_tokens=400), SAMPLES, tmp_path)[1]
+    tokenizer = build(replace(CONFIG, text_tokens=400), SAMPLES, tmp_path)[0].tokenizer
     for text in (" a dog running", " 一只狗", " ein Hund", " What animal is it?", " puppy"):
         assert len(tokenizer.encode(text)) <= len(text.split()) + text.count("?"), text  # a word is one piece
 
 
 def test_the_same_seed_gives_the_same_weights(tmp_path):
     first, second, other = (
-        build(replace(CONFIG, seed=seed), SAMPLES, tmp_path / name)[0].state_dict()
+        build(replace(CONFIG, seed=seed), SAMPLES, tmp_path / name)[0].module.state_dict()
         for seed, name in ((0, "a"), (0, "b"), (1, "c"))
     )
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -55,31 +55,32 @@ def test_the_same_seed_gives_the_same_weights(tmp_path):
 
 
 def test_a_second_start_keeps_the_tokenizer_of_the_first(tmp_path):
-    first = build(CONFIG, SAMPLES, tmp_path)[1]
-    again = build(CONFIG, [Sample("b", b"", ("other words",))], tmp_path)[1]
+    first = build(CONFIG, SAMPLES, tmp_path)[0].tokenizer
+    again = build(CONFIG, [Sample("b", b"", ("other words",))], tmp_path)[0].tokenizer
     assert again.bpe.to_str() == first.bpe.to_str() == Tokenizer.load(tmp_path / "tokenizer.json").bpe.to_str()
 
 
 def test_a_model_to_go_on_from_brings_its_sizes(tmp_path):
-    model, tokenizer, _ = build(CONFIG, SAMPLES, tmp_path)
-    hub.save_model(tmp_path / "old", model, tokenizer, ImageTransform(48))
+    bundle, _ = build(CONFIG, SAMPLES, tmp_path)
+    save_bundle(tmp_path / "old", replace(bundle, transform=ImageTransform(48)))
     start = TrainConfig((Phase("a"),), init=str(tmp_path / "old"))
-    again, same, config = build(start, [], tmp_path / "new")
-    assert same.bpe.to_str() == tokenizer.bpe.to_str()
+    again, config = build(start, [], tmp_path / "new")
+    assert again.tokenizer.bpe.to_str() == bundle.tokenizer.bpe.to_str()
+    model = bundle.module
     assert (config.backbone, config.tower, config.image) == (
         model.backbone.config, TowerConfig("test_efficientnet"), ImageTransform(48)
     )  # fmt: skip
-    torch.testing.assert_close(again.backbone.embed.weight, model.backbone.embed.weight, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(again.module.backbone.embed.weight, model.backbone.embed.weight, atol=1e-4, rtol=1e-3)
 
 
 def test_a_model_to_go_on_from_brings_what_it_was_trained_for(tmp_path):
-    model, tokenizer, config = build(CONFIG, SAMPLES, tmp_path)
+    bundle, config = build(CONFIG, SAMPLES, tmp_path)
     assert config.tasks == {}  # it can do nothing yet
     known = {"answer": {"prompt": " {} answer:", "prefix": "source"}, "caption": {"beams": 2}}
-    hub.save_model(tmp_path / "old", model, tokenizer, ImageTransform(64), known)
+    save_bundle(tmp_path / "old", replace(bundle, transform=ImageTransform(64), tasks=known))
     given = {"answer": {"prefix": "none"}, "summarize": {}}
     start = TrainConfig((Phase("a"),), init=str(tmp_path / "old"), tasks=given, image_size=96)
-    again = build(start, [], tmp_path / "new")[2]
+    again = build(start, [], tmp_path / "new")[1]
     assert again.tasks == {
         "answer": {"prompt": " {} answer:", "prefix": "none"}, "caption": {"beams": 2}, "summarize": {}
     }  # fmt: skip
@@ -95,7 +96,7 @@ def test_a_model_to_go_on_from_brings_what_it_was_trained_for(tmp_path):
         ({"init": "imagenet", "tower": TowerConfig("test_vit"), "backbone": replace(BACKBONE, patch_dim=64)},
          ModelError, "has no weights for the tower 'test_vit'; use 'random'"),
         ({"backbone": None}, ArgumentError, "the configuration lacks backbone, which init='random' needs"),
-        ({"init": "tiny", "tokenizer": "BPE"}, ArgumentError, "tokenizer='BPE' is for an init that begins with ofa:"),
+        ({"init": "tiny", "tokenizer": "BPE"}, ArgumentError, "tokenizer='BPE' is for names that begin with ofa:"),
         ({"image_size": 64}, ArgumentError, "image_size is for a model to go on from; init='random' starts anew"),
         ({"tokenizer": "BPE"}, ArgumentError, "tokenizer is for a model to go on from; init='random' starts anew"),
         ({"init": "ofa:nowhere.pt"}, ModelError, "no OFA checkpoint at 'nowhere.pt'"),

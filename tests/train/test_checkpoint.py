@@ -97,7 +97,7 @@ def test_a_checkpoint_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     module = network()
     optimizer, average = optimizer_of(module), Average(module, 0.9)
     save_checkpoint(file, module, optimizer, average, {"step": 1})
-    monkeypatch.setattr("vlm.train.checkpoint.os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr("vlm.files.atomic.os.replace", lambda *paths: (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):  # killed between writing and renaming
         save_checkpoint(file, module, optimizer, average, {"step": 2})
     assert read_counters(file) == {"step": 1}

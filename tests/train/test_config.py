@@ -1,17 +1,29 @@
 """Training runs as data."""
 
+import dataclasses
 import json
-from dataclasses import asdict
+import re
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from vlm import hub
-from vlm.hub import bundled
-from vlm.models.encoders import TextConfig
-from vlm.models.layers import Seq2SeqConfig
+from vlm.files import hub
+from vlm.files.hub import bundled
+from vlm.models.config import Seq2SeqConfig, TextConfig
 from vlm.train import config as module
-from vlm.train.config import Phase, TrainConfig, from_json
+from vlm.train.config import (
+    OBJECTIVES,
+    Contrastive,
+    CrossEntropy,
+    Phase,
+    SelfCritical,
+    Sigmoid,
+    TrainConfig,
+    from_json,
+    to_json,
+)
 
 SHIPPED = sorted((Path(module.__file__).parent / "configs").glob("*.json"))
 
@@ -35,10 +47,81 @@ def test_shipped_configurations_are_complete(file):
     assert config.backbone.image_bucket_size >= largest and config.backbone.max_target_positions > config.max_tokens
 
 
+def test_the_configurations_of_the_documentation_can_be_read():
+    text = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    found = [json.loads(block) for block in re.findall(r"```json\n(.*?)```", text, re.DOTALL)]
+    read = [from_json(block) for block in found if "phases" in block]
+    assert read and all(config.phases for config in read)
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_a_configuration_survives_json(file):
     config = from_json(json.loads(file.read_text()))
-    assert from_json(json.loads(json.dumps(asdict(config)))) == config
+    assert from_json(json.loads(json.dumps(to_json(config)))) == config
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "cross_entropy": {"label_smoothing": 0.2, "hidden_tokens": 0.1, "drop_worst": 0.3, "drop_worst_after": 0.4,
+                      "weighted_answers": True, "closed_answers": True},
+    "self_critical": {"no_repeat_ngram": 3},
+    "contrastive": {"text_lr": 0.0, "neighbours": 2},
+    "sigmoid": {"text_lr": 1e-4, "neighbours": 0},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", ["defaults", "all"])
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_every_objective_survives_json(name, settings):
+    kind, given = OBJECTIVES[name], SETTINGS[name] if settings == "all" else {}
+    pair = {"pair": {"patch_dim": 8}} if issubclass(kind, Contrastive) else {}
+    task = "answer" if name == "cross_entropy" else "caption"
+    config = from_json({"phases": [{"name": "a", "mix": {task: 0.5}, name: given}], **pair})
+    assert SETTINGS[name].keys() == {field.name for field in dataclasses.fields(kind)}
+    assert config.phases[0].objective == kind(**given) and type(config.phases[0].objective) is kind
+    written = to_json(config)
+    assert written["phases"][0][name] == {**vars(kind()), **given}
+    assert [other for other in OBJECTIVES if other in written["phases"][0]] == [name]
+    assert from_json(json.loads(json.dumps(written))) == config
+
+
+@pytest.mark.parametrize("one, other", list(combinations(OBJECTIVES, 2)))
+def test_two_objectives_in_one_phase_are_refused(one, other):
+    with pytest.raises(ValueError, match=f"^phase 'a': {one} and {other} exclude each other; give one$"):
+        from_json({"phases": [{"name": "a", one: {}, other: {}}]})
+
+
+@pytest.mark.parametrize(
+    "phase, kind, message",
+    [
+        ({"cross_entropy": {}, "self_critical": {}, "sigmoid": {}}, ValueError,
+         "phase 'a': cross_entropy and self_critical and sigmoid exclude each other; give one"),
+        ({"cross_entropy": {"beams": 3}}, TypeError, "phase 'a': cross_entropy has no field 'beams'; it has: closed_a"),
+        ({"self_critical": {"label_smoothing": 0.1}}, TypeError,
+         "phase 'a': self_critical has no field 'label_smoothing'; it has: no_repeat_ngram"),
+        ({"sigmoid": {"lr": 0.1}}, TypeError, "phase 'a': sigmoid has no field 'lr'; it has: neighbours, text_lr"),
+        ({"cross_entropi": {}}, TypeError, "phase 'a' has no field 'cross_entropi'; it has: .*cross_entropy, "),
+        ({"objective": "self_critical"}, TypeError, "phase 'a' has no field 'objective'; it has: .*self_critical, "),
+        ({"objective": {"label_smoothing": 0.2}}, TypeError, "phase 'a' has no field 'objective'; it has: "),
+        ({"label_smoothing": 0.2}, TypeError, "phase 'a' has no field 'label_smoothing'; it has: "),
+        ({"cross_entropy": None}, TypeError, "phase 'a': cross_entropy=None must be an object of settings"),
+        ({"contrastive": {"neighbours": 1, "text_lr": 1e-4}}, ValueError,
+         "phase 'a': neighbours are found by a frozen text tower; set text_lr to 0"),
+        ({"cross_entropy": {"drop_worst": 1}}, ValueError,
+         "phase 'a': cross_entropy: drop_worst=1 is not a share; give 0 to below 1"),
+        ({"cross_entropy": {"hidden_tokens": -1}}, ValueError, "phase 'a': cross_entropy: hidden_tokens=-1 is not a "),
+        ({"cross_entropy": {"label_smoothing": "high"}}, ValueError,
+         "phase 'a': cross_entropy: label_smoothing='high' is not a share"),
+    ],
+)  # fmt: skip
+def test_impossible_objectives_are_refused(phase, kind, message):
+    with pytest.raises(kind, match=f"^{message}") as caught:
+        from_json({"phases": [{"name": "a", **phase}]})
+    assert str(caught.value).isprintable()
+
+
+def test_closed_answers_are_for_the_tasks_of_a_mix_that_have_answers():
+    objective = CrossEntropy(closed_answers=True, weighted_answers=True)
+    assert Phase("x", {"caption": 1.0, "answer": 0.5}, objective=objective).objective == objective
 
 
 def test_missing_parts_have_their_defaults():
@@ -51,25 +134,52 @@ def test_missing_parts_have_their_defaults():
     "fields, message",
     [
         ({"views": 2}, "phase 'x': views=2 keeps features of no stage; set stage"),
-        ({"objective": "self_critical", "captions": 1}, "captions must be at least 2"),
-        ({"objective": "scst"}, "objective='scst' is unknown; choose cross_entropy, self_critical, contrastive"),
+        ({"objective": SelfCritical(), "texts_per_photo": 1}, "texts_per_photo must be at least 2"),
         ({"epochs": 0}, "must be at least 1"),
         ({"batch_size": 0}, "must be at least 1"),
         ({"chunks": 0}, "must be at least 1"),
-        ({"objective": "contrastive", "neighbours": 1, "text_lr": 1e-4}, "neighbours are found by a frozen text tower"),
-        ({"batch_size": 8, "chunks": 3}, "phase 'x': batch_size=8 is no multiple of chunks=3"),
-        ({"objective": "sigmoid", "batch_size": 1}, "sigmoid compares photos; batch_size must be at least 2"),
-        ({"captions": -1}, "must be at least 1"),
-        ({"task": "ground"}, "phase 'x': task='ground' is unknown; choose caption, answer"),
+        ({"batch_size": 8, "chunks": 3}, "phase 'x': batch_size=8 is not a multiple of chunks=3"),
+        ({"objective": Contrastive(), "batch_size": 1}, "contrastive objective compares photos; batch_size must be at"),
+        (
+            {"objective": Sigmoid(), "batch_size": 1},
+            "contrastive objective compares photos; batch_size must be at least",
+        ),
+        (
+            {"objective": Contrastive(), "mix": {"answer": 1.0}},
+            "phase 'x': a contrastive objective learns from captions alone; mix=",
+        ),
+        (
+            {"objective": Sigmoid(), "mix": {"caption": 1.0, "answer": 1.0}},
+            "learns from captions alone; mix=.*answer",
+        ),
+        ({"texts_per_photo": -1}, "must be at least 1"),
+        ({"mix": {"sing": 1.0}}, "phase 'x': task 'sing' is unknown; this version knows answer, caption"),
+        ({"mix": {}}, "phase 'x': mix={} must hold tasks with weights above 0"),
+        ({"mix": {"caption": 0.0}}, "must hold tasks with weights above 0"),
+        ({"mix": {"caption": 1.0, "answer": -0.5}}, "must hold tasks with weights above 0"),
+        ({"mix": {"caption": float("nan")}}, "must hold tasks with weights above 0"),
+        ({"mix": {"caption": float("inf")}}, "must hold tasks with weights above 0"),
+        ({"mix": {"caption": "1"}}, "must hold tasks with weights above 0"),
+        ({"mix": ["caption"]}, "phase 'x': mix=.'caption'. must hold tasks with weights above 0"),
         ({"schedule": "step"}, "phase 'x': schedule='step' is unknown; choose cosine, linear"),
         (
-            {"task": "answer", "objective": "self_critical"},
-            "answers are learned by cross_entropy, not by self_critical",
+            {"mix": {"caption": 1.0, "answer": 1.0}, "objective": SelfCritical()},
+            "answer is learned by cross_entropy; it has no reward for self_critical",
         ),
-        ({"closed_answers": True}, "weighted_answers and closed_answers need task='answer'"),
-        ({"weighted_answers": True}, "weighted_answers and closed_answers need task='answer'"),
-        ({"drop_worst": 1}, "drop_worst=1 is no share; give 0 to below 1"),
-        ({"drop_path": -0.1}, "drop_path=-0.1 is no share"),
+        (
+            {"mix": {"answer": 1.0}, "objective": SelfCritical()},
+            "phase 'x': answer is learned by cross_entropy; it has",
+        ),
+        (
+            {"objective": CrossEntropy(closed_answers=True)},
+            "closed_answers need a task with answers in mix, such as answ",
+        ),
+        (
+            {"objective": CrossEntropy(weighted_answers=True)},
+            "phase 'x': weighted_answers and closed_answers need a task",
+        ),
+        ({"drop_path": -0.1}, "drop_path=-0.1 is not a share"),
+        ({"epochs": "5"}, "phase 'x': "),
     ],
 )
 def test_impossible_phases_are_refused(fields, message):
@@ -85,13 +195,13 @@ def test_impossible_phases_are_refused(fields, message):
         ({"backbone": {"vocab_size": 0, "no_such_field": 1}}, TypeError, "no_such_field"),
         ({"phases": [{"epochs": 1}]}, TypeError, "name"),
         ({"phases": []}, ValueError, "phases is empty; give at least one"),
-        ({"tasks": {"sing": {}}}, ValueError, "tasks: 'sing' is unknown; choose caption, answer, ground"),
-        ({"tasks": {"answer": "source"}}, ValueError, "tasks: answer='source' is no object with a prompt and options"),
-        ({"phases": [{"name": "a", "objective": "contrastive"}]}, ValueError, "train a pair; give its sizes as pair"),
+        ({"tasks": {"sing": {}}}, ValueError, "tasks: task 'sing' is unknown; this version knows answer, caption"),
+        ({"tasks": {"answer": "source"}}, ValueError, "tasks: answer='source' must be an object of settings"),
+        ({"phases": [{"name": "a", "contrastive": {}}]}, ValueError, "train a pair; give its sizes as pair"),
         (
-            {"phases": [{"name": "a"}, {"name": "b", "objective": "sigmoid"}], "pair": {"patch_dim": 8}},
+            {"phases": [{"name": "a"}, {"name": "b", "sigmoid": {}}], "pair": {"patch_dim": 8}},
             ValueError,
-            "phases of captions and of a pair are two runs",
+            "phases of the backbone and of a pair are two runs",
         ),
     ],
 )
@@ -108,10 +218,11 @@ def test_recipes_of_ofa(name, images, words):
     assert tuple(phase.batch_size for phase in config.phases) == images
     for phase in config.phases:
         assert (phase.schedule, phase.beta2, phase.weight_decay, phase.clip_norm) == ("linear", 0.999, 0.01, 1.0)
-        assert phase.tower_lr == phase.lr and phase.captions == 5 and phase.final_lr == 0
-        smoothed = phase.objective == "cross_entropy"
+        assert phase.tower_lr == phase.lr and phase.texts_per_photo == 5 and phase.final_lr == 0
+        smoothed = isinstance(phase.objective, CrossEntropy)
         assert (phase.dropout, phase.drop_path) == ((0.1, 0.1) if smoothed else (0.0, 0.0))
     first = config.phases[0]
+    assert isinstance(first.objective, CrossEntropy)
     expected = {"ofa_caption": (1e-5, 5, 0.06, 0.2, 0.0), "ofa_vqa": (5e-5, 15, 0.04, 0.0, 0.9999)}[name]
-    assert (first.lr, first.epochs, first.warmup, first.drop_worst, first.ema) == expected
-    assert first.closed_answers == first.weighted_answers == (name == "ofa_vqa")
+    assert (first.lr, first.epochs, first.warmup, first.objective.drop_worst, first.ema) == expected
+    assert first.objective.closed_answers == first.objective.weighted_answers == (name == "ofa_vqa")

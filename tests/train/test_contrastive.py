@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from vlm.train.contrastive import cached_backward, gather, sigmoid_loss, softmax_loss
+from vlm.train.contrastive import cached_backward, gather
+from vlm.train.objectives import sigmoid_loss, softmax_loss
 
 
 def features(rows: int, dim: int = 8, seed: int = 0) -> Tensor:

@@ -19,17 +19,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from vlm import hub
-from vlm.data.batches import caption_ids
 from vlm.data.features import view
 from vlm.data.shards import Sample
+from vlm.decoding.search import GenerationConfig, generate
 from vlm.errors import DataError
-from vlm.generation import GenerationConfig, generate
+from vlm.files.bundle import load_folder
 from vlm.models.towers import freeze_batch_norm
+from vlm.tasks.caption import Caption
 from vlm.train.build import build
-from vlm.train.captions import CaptionTrainer
 from vlm.train.config import Phase, TrainConfig, from_json
-from vlm.train.loop import Trainer, learning_rate, split_samples
+from vlm.train.loop import Batch, Trainer
+from vlm.train.plan import learning_rate, split_samples
+from vlm.train.seq2seq import Seq2SeqTrainer
 
 BACKBONE = {
     "vocab_size": 0, "dim": 32, "ffn_dim": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 2, "patch_dim": 256,
@@ -37,10 +38,11 @@ BACKBONE = {
     "code_grid": 4,
 }  # fmt: skip
 PHASES = [
-    {"name": "a", "epochs": 2, "batch_size": 3, "captions": 2, "tower_lr": 1e-4, "stage": 3, "views": 2, "ema": 0.9},
-    {"name": "b", "objective": "self_critical", "batch_size": 3, "captions": 3, "lr": 1e-3, "dropout": 0.0,
+    {"name": "a", "epochs": 2, "batch_size": 3, "texts_per_photo": 2, "tower_lr": 1e-4, "stage": 3, "views": 2,
+     "ema": 0.9},
+    {"name": "b", "self_critical": {}, "batch_size": 3, "texts_per_photo": 3, "lr": 1e-3, "dropout": 0.0,
      "stage": 3, "views": 2, "ema": 0.9},
-    {"name": "c", "batch_size": 3, "captions": 2, "tower_lr": 1e-4, "ema": 0.9},
+    {"name": "c", "batch_size": 3, "texts_per_photo": 2, "tower_lr": 1e-4, "ema": 0.9},
 ]  # fmt: skip
 
 
@@ -74,8 +76,9 @@ def reward(photo: int, sentences) -> list[float]:
 
 
 def trainer(out: Path, run: TrainConfig, train: list[Sample], val: Sequence[Sample] = (), metric=None):
-    model, tokenizer, run = build(run, train, out)
-    return CaptionTrainer(run, model, tokenizer, train, val, out, reward, metric, checkpoint_minutes=0)
+    bundle, run = build(run, train, out)
+    metrics = {"captions": metric} if metric else {}
+    return Seq2SeqTrainer(run, bundle, train, val, out, {"cider": reward}, metrics, checkpoint_minutes=0)
 
 
 @pytest.fixture(autouse=True)
@@ -140,19 +143,27 @@ def test_splitting_by_hand():
     plain = [Sample(f"p{i}", b"", ("a dog",), "plain") for i in range(7)]
     marked = [Sample(f"m{i}", b"", ("a dog",), "marked", "val" if i == 4 else "train") for i in range(6)]
     silent = [Sample("s", b"", (), "plain"), Sample("t", b"", (" . ",), "plain")]  # nothing to learn from
-    train, val = split_samples([*silent, *plain, *marked], 3)
+    train, val = split_samples([*silent, *plain, *marked], 3, ["caption"])
     assert [s.key for s in val] == ["p2", "p5", "m4"]
     assert [s.key for s in train] == ["p0", "p1", "p3", "p4", "p6", "m0", "m1", "m2", "m3", "m5"]
-    train, val = split_samples(plain, 0)
+    train, val = split_samples(plain, 0, ["caption"])
     assert (len(train), val) == (7, [])
 
 
+def batches(run: Trainer, index: int, phase: Phase, epoch: int = 0, skip: int = 0, features=None) -> list[Batch]:
+    """The batches of an epoch from the `skip`-th on."""
+    phase = replace(phase, epochs=epoch + 1)
+    plan = run.plan(index, phase)
+    steps = len(plan.tasks) // phase.epochs
+    return list(run._batches(index, phase, plan, epoch * steps + skip, (epoch + 1) * steps, features))
+
+
 def numbers(run: Trainer, phase: Phase, epoch: int, skip: int = 0) -> list[list[int]]:
-    return [batch[1] for batch in run._batches(0, phase, epoch, skip, None)]
+    return [batch.photos for batch in batches(run, 0, phase, epoch, skip)]
 
 
 def test_an_epoch_shows_every_photo_once_in_an_order_of_its_own(tmp_path):
-    run, phase = trainer(tmp_path, config(), samples(7)), Phase("x", batch_size=3, captions=2)
+    run, phase = trainer(tmp_path, config(), samples(7)), Phase("x", batch_size=3, texts_per_photo=2)
     first, second = numbers(run, phase, 0), numbers(run, phase, 1)
     assert [len(batch) for batch in first] == [3, 3]  # the last photo does not fill a batch
     assert len({i for batch in first for i in batch}) == 6
@@ -162,15 +173,15 @@ def test_an_epoch_shows_every_photo_once_in_an_order_of_its_own(tmp_path):
 def test_repeated_sources_come_more_often(tmp_path):
     photos = [*samples(2, "rare"), *samples(4, "common")]
     run = trainer(tmp_path, config(repeats={"rare": 2}), photos)
-    times = Counter(i for batch in numbers(run, Phase("x", batch_size=4, captions=1), 0) for i in batch)
+    times = Counter(i for batch in numbers(run, Phase("x", batch_size=4, texts_per_photo=1), 0) for i in batch)
     assert times == {0: 2, 1: 2, 2: 1, 3: 1, 4: 1, 5: 1}
 
 
 def test_batches_after_a_skip_are_those_of_the_whole_epoch(tmp_path):
-    run, phase = trainer(tmp_path, config(), samples(9)), Phase("x", batch_size=2, captions=2)
-    whole, rest = (list(run._batches(1, phase, 2, skip, None)) for skip in (0, 2))
+    run, phase = trainer(tmp_path, config(), samples(9)), Phase("x", batch_size=2, texts_per_photo=2)
+    whole, rest = (batches(run, 1, phase, 2, skip) for skip in (0, 2))
     assert (len(whole), len(rest)) == (4, 2)
-    for (images, photos, captions), (other, same, texts) in zip(whole[2:], rest, strict=True):
+    for (_, images, photos, captions), (_, other, same, texts) in zip(whole[2:], rest, strict=True):
         assert torch.equal(images, other) and photos == same and captions == texts
         assert images.shape == (2, 3, 64, 64) and len(captions) == 4
 
@@ -234,7 +245,7 @@ def test_another_configuration_or_other_photos_refuse_the_checkpoint(tmp_path):
 
 
 def test_too_few_photos_are_one_clear_error(tmp_path):
-    with pytest.raises(DataError, match="2 photos with captions are fewer than a batch of 3"):
+    with pytest.raises(DataError, match="2 photos for the task caption are fewer than a batch of 3"):
         trainer(tmp_path, config(), samples(2)).run()
 
 
@@ -249,8 +260,8 @@ def with_damage(count: int, *damaged: int) -> list[Sample]:
     return photos
 
 
-FAST = [{"name": "a", "batch_size": 25, "captions": 1}]
-KEPT = [{"name": "a", "batch_size": 25, "captions": 1, "stage": 3, "views": 1}]
+FAST = [{"name": "a", "batch_size": 25, "texts_per_photo": 1}]
+KEPT = [{"name": "a", "batch_size": 25, "texts_per_photo": 1, "stage": 3, "views": 1}]
 
 
 @pytest.mark.parametrize("phases", [FAST, KEPT], ids=["decoded each time", "kept features"])
@@ -263,10 +274,10 @@ def test_a_damaged_photo_is_replaced_and_named(tmp_path, phases):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         features = run._features(run.config.phases[0]) if run.config.phases[0].views else None
-        batches = list(run._batches(0, run.config.phases[0], 0, 0, features))
-    times = Counter(i for batch in batches for i in batch[1])
+        found = batches(run, 0, run.config.phases[0], features=features)
+    times = Counter(i for batch in found for i in batch.photos)
     assert times[7] == 0 and times[8] == 2 and sum(times.values()) == 100  # its neighbour stands in
-    assert all(batch[0].isfinite().all() for batch in batches)
+    assert all(batch.images.isfinite().all() for batch in found)
 
 
 @pytest.mark.parametrize("phases", [FAST, KEPT], ids=["decoded each time", "kept features"])
@@ -289,12 +300,13 @@ def test_a_damaged_photo_is_left_out_of_validation(tmp_path, capsys):
 def test_a_tiny_model_overfits_four_photos(tmp_path):
     texts = ["a red dog runs in the snow", "two cats sleep on a sofa", "the blue bird", "a man rides a horse"]
     photos = [replace(sample, captions=(text,)) for sample, text in zip(samples(4), texts, strict=True)]
-    phase = {"name": "a", "epochs": 14, "batch_size": 4, "captions": 1, "lr": 5e-3, "tower_lr": 1e-3, "dropout": 0.0,
-             "label_smoothing": 0.0, "weight_decay": 0.0, "ema": 0.9}  # fmt: skip
+    phase = {"name": "a", "epochs": 14, "batch_size": 4, "texts_per_photo": 1, "lr": 5e-3, "tower_lr": 1e-3,
+             "dropout": 0.0, "weight_decay": 0.0, "ema": 0.9, "cross_entropy": {"label_smoothing": 0.0}}  # fmt: skip
     plain = {"min_area": 1.0, "flip": 0.0, "jitter": 0.0}
     trainer(tmp_path, config([phase], augmentation=plain, repeats={"set": 10}), photos).run()  # 140 steps
 
-    model, tokenizer, transform = hub.load_model(tmp_path / "a")
+    bundle = load_folder(tmp_path / "a")
+    model, tokenizer, transform = bundle.module, bundle.tokenizer, bundle.transform
     images = torch.stack([view(photo, transform, None, "") for photo in photos])
     prompt = torch.tensor([[0, *tokenizer.encode(" what does the image describe?"), 2]]).expand(4, -1)
     with torch.inference_mode():
@@ -304,23 +316,24 @@ def test_a_tiny_model_overfits_four_photos(tmp_path):
     # the mean loss of a word is that of the search: the captions found are the captions learned
     scores = [score for hypotheses in found for score in hypotheses[0].token_scores]
     assert -sum(scores) / len(scores) < 0.4
-    assert [list(h[0].ids) for h in found] == [caption_ids(tokenizer, [text], 32)[0] for text in texts]
+    assert [list(h[0].ids) for h in found] == [Caption(tokenizer, 64).caption_ids([text])[0] for text in texts]
 
 
 def test_the_beams_of_a_photo_compete(tmp_path):
     run = trainer(tmp_path, config([{**PHASES[1], "views": 0, "stage": 0, "dropout": 0.5}]), samples(6))
     rewarded: dict[int, list[str]] = {}
-    run.reward = lambda photo, sentences: rewarded.update({photo: list(sentences)}) or reward(photo, sentences)
+    run.rewards = {"cider": lambda photo, said: rewarded.update({photo: list(said)}) or reward(photo, said)}
     (phase,) = run.config.phases
     run.prepare(phase)
     run.model.train()
     freeze_batch_norm(run.tower)
-    step = run._step(phase, next(run._batches(0, phase, 0, 0, None)), "0")
+    step = run._step(phase, batches(run, 0, phase)[0], "0")
     loss, figures = run.loss(run.model, step)
     assert loss.requires_grad and run.model.backbone.training
     run.model.eval()
     with torch.inference_mode():
-        encoded = run.model.backbone.encode(run.prompt.expand(3, -1), run.model.tower(step.images))
+        source = torch.tensor([[0, *run.tasks["caption"].source(None), 2]]).expand(3, -1)
+        encoded = run.model.backbone.encode(source, run.model.tower(step.images))
     options = GenerationConfig(beams=3, max_tokens=20, allowed=run.tokenizer.text_range)
     found = generate(run.model.backbone, encoded, options)
     expected = [[run.tokenizer.decode(h.ids).strip() for h in hypotheses] for hypotheses in found]

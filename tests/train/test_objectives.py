@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlm.convert.ofa import rename
+from vlm.convert.ofa.checkpoint import rename
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.train.objectives import label_smoothed_cross_entropy, mean_of_others, self_critical_loss
 

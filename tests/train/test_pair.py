@@ -14,23 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlm import hub
 from vlm.data.features import view
 from vlm.data.shards import Sample
-from vlm.models.encoders import ContrastivePair, PairConfig, TextConfig
+from vlm.files.bundle import load_folder, load_pair
+from vlm.models.config import PairConfig, TextConfig
+from vlm.models.pair import ContrastivePair
 from vlm.models.towers import freeze_batch_norm
 from vlm.train.build import build
-from vlm.train.config import Phase, TrainConfig, from_json
+from vlm.train.config import Contrastive, Phase, Sigmoid, TrainConfig, from_json
 from vlm.train.pair import PairTrainer, nearest, with_neighbours
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", ".", "red", "green", "blue", "dog", "cat", "bird", "runs", "sits"]
 TEXT = TextConfig(vocab_size=len(WORDS), dim=16, layers=1, heads=2, ffn_dim=32, max_positions=8)
-HEADS = {"name": "a", "objective": "contrastive", "epochs": 2, "batch_size": 4, "captions": 2, "stage": 3, "views": 2,
-         "dropout": 0.3, "ema": 0.9, "neighbours": 1}  # fmt: skip
+SHARED = {"epochs": 2, "batch_size": 4, "texts_per_photo": 2, "stage": 3, "views": 2, "dropout": 0.3, "ema": 0.9}
+HEADS = {**SHARED, "name": "a", "contrastive": {"neighbours": 1}}
 PHASES = [
     HEADS,
-    {**HEADS, "name": "b", "text_lr": 1e-3, "chunks": 2, "neighbours": 0},
-    {**HEADS, "name": "c", "objective": "sigmoid", "tower_lr": 1e-3},
+    {**SHARED, "name": "b", "contrastive": {"text_lr": 1e-3}, "chunks": 2},
+    {**SHARED, "name": "c", "sigmoid": {"neighbours": 1}, "tower_lr": 1e-3},
 ]
 
 
@@ -70,11 +71,12 @@ def tokenizer() -> tokenizers.Tokenizer:
 
 
 def trainer(out: Path, run: TrainConfig, train: list[Sample], val=(), metric=None) -> PairTrainer:
-    model, words, run = build(run, train, out)
     assert run.pair is not None
+    bundle, filled = build(replace(run, pair=None, phases=(Phase("x"),)), train, out)
     torch.manual_seed(1)
-    pair = ContrastivePair(run.pair)
-    return PairTrainer(run, model, words, pair, tokenizer(), train, val, out, metric, checkpoint_minutes=0)
+    bundle = replace(bundle, pair=ContrastivePair(run.pair), pair_tokenizer=tokenizer())
+    run = replace(filled, pair=run.pair, phases=run.phases)
+    return PairTrainer(run, bundle, train, val, out, metric, checkpoint_minutes=0)
 
 
 @pytest.fixture(autouse=True)
@@ -106,7 +108,7 @@ def test_a_killed_run_ends_with_the_weights_of_an_unbroken_one(tmp_path, unbroke
 
 def test_a_phase_changes_what_it_trains(unbroken):
     start = ContrastivePair(PairConfig(256, 8, 16, TEXT)).state_dict()
-    heads, words, tower = (hub.load_pair(unbroken / phase)[0].state_dict() for phase in "abc")
+    heads, words, tower = (load_pair(unbroken / phase)[0].state_dict() for phase in "abc")
     for name in start:
         is_text = name.startswith("text.")
         assert torch.equal(heads[name], words[name]) == (name in ("logit_bias",)), name
@@ -128,12 +130,13 @@ def test_a_frozen_text_tower_stays_as_it_was(tmp_path):
         torch.testing.assert_close(run.vectors[number], run.pair.text(torch.tensor([ids]))[0], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("objective", ["contrastive", "sigmoid"])
+@pytest.mark.parametrize("kind", [Contrastive, Sigmoid])
 @pytest.mark.parametrize("text_lr", [0.0, 1e-3])
-def test_a_batch_in_chunks_has_the_gradient_of_the_whole(tmp_path, objective, text_lr, assert_same_sums):
+def test_a_batch_in_chunks_has_the_gradient_of_the_whole(tmp_path, kind, text_lr, assert_same_sums):
     found = []
     for chunks in (1, 4):
-        phase = Phase("x", objective, batch_size=4, captions=3, dropout=0.0, text_lr=text_lr, chunks=chunks)
+        objective = kind(text_lr=text_lr)
+        phase = Phase("x", batch_size=4, texts_per_photo=3, dropout=0.0, chunks=chunks, objective=objective)
         run = trainer(tmp_path / str(chunks), config(), samples(8))
         for module, lr in run.learners(phase):
             module.requires_grad_(bool(lr))
@@ -141,8 +144,8 @@ def test_a_batch_in_chunks_has_the_gradient_of_the_whole(tmp_path, objective, te
         run.module.train()
         freeze_batch_norm(run.tower)
         run.module.double()  # in float32, what is left of the pairs' pushes and pulls depends on the order of adding
-        images, photos, texts = next(iter(run._batches(0, phase, 0, 0, None)))
-        batch = images.double(), photos, texts
+        batch = next(run._batches(0, phase, run.plan(0, phase), 0, 1, None))
+        batch = batch._replace(images=batch.images.double())
         loss, figures = run.backward(run.module, run._step(phase, batch, "seed"))
         gradients = {n: p.grad for n, p in run.pair.named_parameters() if p.grad is not None and p.grad.any()}
         assert any(name.startswith("text.") for name in gradients) == bool(text_lr)
@@ -174,10 +177,10 @@ def test_neighbours_by_hand():
 
 def test_a_phase_with_neighbours_puts_like_captions_in_one_batch(tmp_path):
     run = trainer(tmp_path, config(), samples(12))
-    phase = Phase("x", "contrastive", batch_size=4, captions=3, neighbours=1)
+    phase = Phase("x", batch_size=4, texts_per_photo=3, objective=Contrastive(neighbours=1))
     run.prepare(phase)
-    order = run.order(phase, "seed")
-    assert sorted(order) == sorted(run.pool)
+    order = run.order(phase, run.photos, "seed")
+    assert sorted(order) == sorted(run.photos)
     same = [run.train_samples[a].captions == run.train_samples[b].captions for a, b in pairwise(order)]
     assert same[0] and sum(same) >= 6  # of twelve photos with six sets of captions
 
@@ -203,13 +206,14 @@ def test_validation_compares_the_photos_of_a_source(tmp_path, capsys):
 def test_a_small_pair_learns_four_photos(tmp_path):
     texts = ["a red dog runs", "green cat sits", "blue bird", "a bird sits"]
     photos = [replace(sample, captions=(text,)) for sample, text in zip(samples(4), texts, strict=True)]
-    phase = {"name": "a", "objective": "contrastive", "epochs": 10, "batch_size": 4, "captions": 1, "lr": 1e-2,
-             "text_lr": 1e-2, "tower_lr": 1e-3, "dropout": 0.0, "weight_decay": 0.0, "ema": 0.5}  # fmt: skip
+    phase = {"name": "a", "contrastive": {"text_lr": 1e-2}, "epochs": 10, "batch_size": 4, "texts_per_photo": 1,
+             "lr": 1e-2, "tower_lr": 1e-3, "dropout": 0.0, "weight_decay": 0.0, "ema": 0.5}  # fmt: skip
     plain = {"min_area": 1.0, "flip": 0.0, "jitter": 0.0}
     run = trainer(tmp_path, config([phase], augmentation=plain, repeats={"set": 4}), photos)
     run.run()
-    pair, words = hub.load_pair(tmp_path / "a")
-    model, _, transform = hub.load_model(tmp_path / "a")
+    pair, words = load_pair(tmp_path / "a")
+    bundle = load_folder(tmp_path / "a")
+    model, transform = bundle.module, bundle.transform
     with torch.no_grad():
         grid = model.tower(torch.stack([view(photo, transform, None, "") for photo in photos]))
         text = torch.cat([pair.encode_text(torch.tensor([words.encode(one).ids])) for one in texts])

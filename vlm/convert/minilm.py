@@ -10,7 +10,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from vlm.errors import ModelError
-from vlm.models.encoders import TextTower
+from vlm.models.pair import TextTower
 
 _LAYER = {
     "attention.output.dense": "self_attn.out_proj",

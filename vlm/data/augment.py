@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageEnhance
 from torch import Tensor, nn
 
-from vlm.tokenizer import BOS, PAD, UNK
+from vlm.models.config import BOS, PAD, UNK
 
 _SIDES = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
@@ -82,12 +82,12 @@ def hide_patches(images: Tensor, share: float, generator: torch.Generator, grid:
     return images * nn.functional.interpolate(keep.to(images.dtype), size=images.shape[-2:], mode="nearest")
 
 
-def hide_words(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Replace random words of a decoder's input, `int64[rows, words]`, by the unknown token.
+def hide_tokens(ids: Tensor, share: float, generator: torch.Generator) -> Tensor:
+    """Replace random tokens of a decoder's input, `int64[rows, tokens]`, by the unknown token.
 
     Args:
         ids: start token first, padded on the right; both of these stay.
-        share: probability of each word.
+        share: probability of each token.
         generator: the only source of randomness.
     """
     drop = torch.rand(ids.shape, generator=generator) < share

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 from collections.abc import Sequence
 from itertools import islice
@@ -16,10 +15,11 @@ from tqdm import tqdm
 
 from vlm.data.augment import Augmentation, may_flip, random_view
 from vlm.data.shards import Sample, Skipped
+from vlm.data.stream import ordered_map
 from vlm.errors import ImageError
+from vlm.files.atomic import write_text
 from vlm.image import ImageTransform, load_image
 from vlm.models.towers import Tower, trunk_features, trunk_tensors
-from vlm.threads import ordered_map
 
 
 def view(sample: Sample, transform: ImageTransform, augmentation: Augmentation | None, seed: str) -> Tensor:
@@ -89,7 +89,7 @@ def cached_features(
             bar.update(len(batch))
             if done == len(jobs) or done // batch_size % 50 == 0:
                 features.flush()
-                _write(state, json.dumps({"stamp": stamp, "done": done}))
+                write_text(state, json.dumps({"stamp": stamp, "done": done}))
     return open_memmap(file, mode="r")
 
 
@@ -100,9 +100,3 @@ def _stamp(samples: Sequence[Sample], tower: Tower, stage: int, *settings: objec
     for tensor in trunk_tensors(tower, stage):  # the head may go on learning
         digest.update(tensor.detach().cpu().add(0).numpy().tobytes())  # averages turn -0 into 0
     return digest.hexdigest()
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

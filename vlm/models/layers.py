@@ -1,50 +1,10 @@
-"""Sizes of the backbone, and the layers that its encoder and decoder are stacked from."""
-
-from dataclasses import dataclass
+"""The layers that the encoder and the decoder of the backbone are stacked from."""
 
 import torch
 from torch import Tensor, nn
 
 from vlm.models.attention import Attention
-
-
-@dataclass(frozen=True)
-class Seq2SeqConfig:
-    """Sizes and switches of the backbone; the defaults are those of every released OFA size."""
-
-    vocab_size: int
-    dim: int = 256
-    ffn_dim: int = 1024
-    heads: int = 4
-    encoder_layers: int = 4
-    decoder_layers: int = 4
-    patch_dim: int = 1024  # width of the image tower's patch features
-    max_source_positions: int = 1024
-    max_target_positions: int = 1024
-    token_bucket_size: int = 256
-    image_bucket_size: int = 42  # largest side of a patch grid
-    code_grid: int = 16  # side of the grid of image codes that the decoder writes
-    attn_scale_factor: float = 2.0
-    scale_attn: bool = True  # norm after each attention
-    scale_fc: bool = True  # norm inside the feed-forward block
-    scale_heads: bool = True
-    scale_resids: bool = False
-    pre_norm: bool = True
-    encoder_entangle: bool = False  # also add position embeddings to the encoder's input
-    decoder_entangle: bool = False  # also add position embeddings to the decoder's input
-    interpolate_from: int = 0  # grid side whose position embeddings are resized for larger grids; 0: never
-    dropout: float = 0.1
-    attention_dropout: float = 0.0
-    encoder_drop_path: float = 0.0
-    decoder_drop_path: float = 0.0
-
-    def __post_init__(self):
-        if self.dim % self.heads:
-            raise ValueError(f"Seq2SeqConfig: dim={self.dim} is not a multiple of heads={self.heads}; change one")
-        if self.code_grid > self.image_bucket_size:
-            raise ValueError(
-                f"Seq2SeqConfig: code_grid={self.code_grid} is larger than image_bucket_size={self.image_bucket_size}"
-            )
+from vlm.models.config import Seq2SeqConfig
 
 
 class DropPath(nn.Module):

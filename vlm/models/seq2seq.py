@@ -17,9 +17,8 @@ from vlm.models.attention import (
     image_position_ids,
     text_buckets,
 )
-from vlm.models.layers import DecoderBlock, EncoderBlock, Seq2SeqConfig, drop_path_rates
-
-BOS, PAD, EOS, UNK = 0, 1, 2, 3
+from vlm.models.config import PAD, Seq2SeqConfig
+from vlm.models.layers import DecoderBlock, EncoderBlock, drop_path_rates
 
 
 @dataclass(frozen=True)

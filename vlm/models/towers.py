@@ -5,28 +5,12 @@ A tower is cut into a trunk and a head at one of its stages: features after the 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-
-@dataclass(frozen=True)
-class TowerConfig:
-    """An image tower.
-
-    Attributes:
-        name: a timm model name, or "ofa_resnet" for the ResNet of OFA's checkpoints.
-        blocks: blocks per stage of "ofa_resnet": (3, 4, 6), (3, 4, 23) or (3, 8, 36); unused for timm models.
-    """
-
-    name: str = "tf_efficientnet_lite2"
-    blocks: tuple[int, ...] = ()
-
-    def __post_init__(self):
-        object.__setattr__(self, "blocks", tuple(self.blocks))  # JSON knows lists only
-        if (self.name == "ofa_resnet") != bool(self.blocks):
-            raise ValueError(f"TowerConfig: blocks={self.blocks} with name={self.name!r}; only ofa_resnet takes blocks")
+from vlm.models.config import TowerConfig
+from vlm.models.device import has_fast_bfloat16
 
 
 class Tower(nn.Module):
@@ -172,14 +156,6 @@ def trunk_parameters(tower: Tower, stage: int) -> list[nn.Parameter]:
 def trunk_tensors(tower: Tower, stage: int) -> list[Tensor]:
     """The parameters and statistics before `stage`."""
     return [t for module in trunk_modules(tower, stage) for t in module.state_dict().values()]
-
-
-def has_fast_bfloat16(device: str) -> bool:
-    """Whether bfloat16 saves time on a kind of device; CPUs without instructions for it take longer than in float32."""
-    if device != "cpu":
-        return True
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.10 and later
-    return not capabilities or any(has for name, has in capabilities.items() if "bf16" in name)
 
 
 @torch.inference_mode()

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from vlm.models.layers import Seq2SeqConfig
+from vlm.models.config import Seq2SeqConfig, TowerConfig
 from vlm.models.seq2seq import Seq2Seq
-from vlm.models.towers import TowerConfig, build_tower
+from vlm.models.towers import build_tower
 
 
 class VisionLanguageModel(nn.Module):

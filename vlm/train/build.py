@@ -3,38 +3,43 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from vlm import hub, prompt
 from vlm.convert.imagenet import load_efficientnet_lite2
-from vlm.convert.ofa import load_ofa
+from vlm.convert.minilm import load_minilm
 from vlm.data.shards import Sample
 from vlm.errors import ArgumentError, ModelError
+from vlm.files.bundle import Bundle, load_bundle
 from vlm.image import ImageTransform
+from vlm.models.pair import ContrastivePair
 from vlm.models.towers import StagedTower
 from vlm.models.vision_language import VisionLanguageModel
+from vlm.tasks import TASKS
+from vlm.tasks.caption import PROMPT
 from vlm.tokenizer import Tokenizer, train_tokenizer
 from vlm.train.config import TrainConfig
 
 
-def build(
-    config: TrainConfig, samples: Sequence[Sample], out: Path
-) -> tuple[VisionLanguageModel, Tokenizer, TrainConfig]:
-    """The model to train, its tokenizer, and the configuration with everything filled in.
+def build(config: TrainConfig, samples: Sequence[Sample], out: Path) -> tuple[Bundle, TrainConfig]:
+    """The model to train, with a new pair where the run trains one, and the configuration with everything filled in.
 
     Raises:
         ModelError: the weights to start from cannot be used.
         ArgumentError: the configuration describes no model.
     """
     if config.init not in ("imagenet", "random"):
-        model, tokenizer, image, known = _start(config)
+        bundle = load_bundle(config.init, tokenizer=config.tokenizer)
         if config.image_size is not None:
-            image = replace(image, size=config.image_size)
-            _check_size(model, image)
+            bundle = replace(bundle, transform=replace(bundle.transform, size=config.image_size))
+            _check_size(bundle.module, bundle.transform)
+        known = bundle.tasks
         tasks = {task: {**known.get(task, {}), **config.tasks.get(task, {})} for task in {**known, **config.tasks}}
-        config = replace(config, backbone=model.backbone.config, tower=model.tower_config, image=image, tasks=tasks)
+        model = bundle.module
+        bundle = replace(bundle, tasks=tasks)
+        config = replace(
+            config, backbone=model.backbone.config, tower=model.tower_config, image=bundle.transform, tasks=tasks
+        )
     elif given := next((name for name in ("tokenizer", "image_size") if getattr(config, name) is not None), None):
         raise ArgumentError(f"{given} is for a model to go on from; init={config.init!r} starts anew: leave it out")
     elif config.backbone is None:
@@ -52,22 +57,24 @@ def build(
             if not isinstance(model.tower, StagedTower):
                 raise ModelError(f"init 'imagenet' has no weights for the tower {config.tower.name!r}; use 'random'")
             load_efficientnet_lite2(model.tower)
+        bundle = Bundle(model, tokenizer, config.image, config.tasks or {"caption": {}})
     for phase in config.phases:
-        if phase.stage > model.tower.stages:
-            raise ArgumentError(f"phase {phase.name!r}: stage={phase.stage}; the tower has {model.tower.stages} stages")
-    return model, tokenizer, config
+        if phase.stage > bundle.module.tower.stages:
+            raise ArgumentError(
+                f"phase {phase.name!r}: stage={phase.stage}; the tower has {bundle.module.tower.stages} stages"
+            )
+    return (bundle if config.pair is None else _with_pair(bundle, config)), config
 
 
-def _start(config: TrainConfig) -> tuple[VisionLanguageModel, Tokenizer, ImageTransform, dict[str, dict[str, Any]]]:
-    """The model to go on from, its tokenizer, its transform, and what it was trained for."""
-    if config.init.startswith("ofa:"):
-        return load_ofa(config.init.removeprefix("ofa:"), tokenizer=config.tokenizer)
-    if config.tokenizer is not None:
+def _with_pair(bundle: Bundle, config: TrainConfig) -> Bundle:
+    assert config.pair is not None
+    if bundle.module.tower.dim != config.pair.patch_dim:
         raise ArgumentError(
-            f"tokenizer={config.tokenizer!r} is for an init that begins with ofa:; {config.init!r} has its own"
+            f"pair: patch_dim={config.pair.patch_dim}; the tower's patches have {bundle.module.tower.dim}"
         )
-    folder = hub.resolve(config.init)
-    return *hub.load_model(folder), hub.task_settings(folder)
+    torch.manual_seed(config.seed)
+    pair = ContrastivePair(config.pair)
+    return replace(bundle, pair=pair, pair_tokenizer=load_minilm(pair.text))
 
 
 @torch.inference_mode()
@@ -86,11 +93,8 @@ def _tokenizer(config: TrainConfig, samples: Sequence[Sample], file: Path) -> To
 
 
 def _texts(samples: Sequence[Sample]) -> Iterator[str]:
-    """All texts of the shards as the model will read them: captions cleaned, questions as they are."""
-    yield prompt.CAPTION
+    """All texts of the shards as the model will read them."""
+    yield PROMPT
     for sample in samples:
-        for caption in sample.captions:
-            yield " " + prompt.clean_caption(caption)
-        yield from (" " + text for name in ("zh", "de") for text in sample.fields.get(name, ()))
-        for item in sample.fields.get("vqa", ()):
-            yield from (" " + str(text) for text in (item["question"], *item["answers"]))
+        for task in TASKS.values():
+            yield from task.texts(sample)

@@ -1,7 +1,6 @@
 """State of a training run in one safetensors file: tensors, and the counters as JSON in its header."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlm.errors import DataError
+from vlm.files.atomic import replacing
 
 
 class Average:
@@ -44,13 +44,12 @@ def save_checkpoint(
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    partial = path.with_suffix(".partial")
-    save_file(
-        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-        partial,
-        {"counters": json.dumps(counters)},
-    )
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file(
+            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+            partial,
+            {"counters": json.dumps(counters)},
+        )
 
 
 def read_counters(path: Path) -> dict[str, Any]:

@@ -1,16 +1,15 @@
 """The training loop: phases of steps over photos and their sentences, resumable at any moment.
 
-What is trained, by which loss, and how it is validated: `vlm.train.captions` and `vlm.train.pair`.
+What is trained, by which loss, and how it is validated: `vlm.train.seq2seq` and `vlm.train.pair`.
 """
 
 import json
-import math
 import random
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from itertools import islice
 from pathlib import Path
@@ -23,48 +22,18 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from vlm.data.augment import hide_patches
-from vlm.data.batches import says
 from vlm.data.features import cached_features, view
 from vlm.data.shards import Sample, Skipped, epoch_order
+from vlm.data.stream import ordered_map
 from vlm.errors import ArgumentError, DataError, ImageError
-from vlm.models.towers import Tower, float32_depthwise, freeze_batch_norm, has_fast_bfloat16, trunk_parameters
-from vlm.threads import ordered_map
+from vlm.files.atomic import write_text
+from vlm.models.device import has_fast_bfloat16
+from vlm.models.towers import Tower, float32_depthwise, freeze_batch_norm, trunk_parameters
 from vlm.train.checkpoint import Average, load_checkpoint, read_counters, save_checkpoint
-from vlm.train.config import Phase, Schedule, TrainConfig
+from vlm.train.config import Phase, TrainConfig, to_json
+from vlm.train.plan import Batch, Figures, Plan, Step, learning_rate, make_plan
 
-
-def learning_rate(step: int, total: int, warmup: float, final: float, schedule: Schedule = "cosine") -> float:
-    """Share of the peak learning rate at a 0-based step: linear warm-up, then a cosine or a line down to `final`."""
-    rise = max(1, round(total * warmup))
-    if step < rise:
-        return (step + 1) / rise
-    done = (step - rise) / max(1, total - rise)
-    if schedule == "linear":
-        return final + (1 - final) * (1 - done)
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-@dataclass(frozen=True)
-class Step:
-    """What one step reads.
-
-    Attributes:
-        phase: its phase.
-        images: `float32[photos, channels, height, width]`: photos, or features after the tower's first `stage` stages.
-        stage: how many stages of the tower `images` has passed.
-        photos: their numbers among the training photos.
-        texts: the chosen sentences, `phase.captions` a photo, in the trainer's own form.
-        generator: random numbers of the step and the process.
-        done: share of the phase's steps before this one.
-    """
-
-    phase: Phase
-    images: Tensor
-    stage: int
-    photos: list[int]
-    texts: list[Any]
-    generator: torch.Generator
-    done: float = 0.0
+RESOLVED = "config.resolved.json"  # the configuration with every field filled in, beside the checkpoint
 
 
 class Trainer(ABC):
@@ -114,7 +83,7 @@ class Trainer(ABC):
         if self.device.type == "cpu":
             float32_depthwise(tower)
         # an epoch shows the photos of some sources more than once
-        self.pool = self.photos = [i for i, s in enumerate(train) for _ in range(config.repeats.get(s.source, 1))]
+        self.photos = [i for i, s in enumerate(train) for _ in range(config.repeats.get(s.source, 1))]
         self.checkpoint = out / "checkpoint.safetensors"
         self.main = self.accelerator.is_main_process
 
@@ -125,16 +94,16 @@ class Trainer(ABC):
         """What a phase trains besides the tower, and the peak learning rates; 0 freezes a module."""
 
     @abstractmethod
-    def texts(self, photo: int, phase: Phase, rng: random.Random) -> list[Any]:
-        """`phase.captions` sentences about a training photo."""
+    def texts(self, photo: int, task: str, phase: Phase, rng: random.Random) -> list[Any]:
+        """What a step of a task learns from a training photo: `phase.texts_per_photo` texts."""
 
     @abstractmethod
     def loss(self, wrapped: nn.Module, step: Step) -> tuple[Tensor, dict[str, float]]:
         """The loss of a step, and figures for the log; `wrapped` is the module, made ready for several processes."""
 
     @abstractmethod
-    def validate(self, parts: Iterator[tuple[list[Sample], Tensor]]) -> dict[str, tuple[dict[str, float], str]]:
-        """By source, figures of its validation photos and what to show beside them.
+    def validate(self, parts: Iterator[tuple[list[Sample], Tensor]]) -> Figures:
+        """Figures of the validation photos, and what to show beside them.
 
         Args:
             parts: photos and their patch grids, `[photos, height, width, dim]`.
@@ -144,17 +113,17 @@ class Trainer(ABC):
     def save(self, folder: Path) -> None:
         """Write the finished model."""
 
-    def usable(self, photo: int, phase: Phase) -> bool:
-        """Whether a phase has something to learn from a training photo."""
+    def usable(self, photo: int, task: str) -> bool:
+        """Whether there is something to learn for a task from a training photo."""
         return True
 
     @abstractmethod
     def prepare(self, phase: Phase) -> None:
         """Set what differs between phases, dropout for one, after the tower and `learners` are frozen or not."""
 
-    def order(self, phase: Phase, seed: str) -> list[int]:
+    def order(self, phase: Phase, pool: Sequence[int], seed: str) -> list[int]:
         """The photos of an epoch, in an order that depends on `seed` alone."""
-        return [self.pool[i] for i in epoch_order(len(self.pool), seed)]
+        return [pool[i] for i in epoch_order(len(pool), seed)]
 
     def backward(self, wrapped: nn.Module, step: Step) -> tuple[Tensor, dict[str, float]]:
         """Add the gradients of a step; what `loss` gives is returned."""
@@ -176,6 +145,8 @@ class Trainer(ABC):
         resume = read_counters(self.checkpoint) if self.checkpoint.exists() else None
         if resume and resume["config"] != self._fingerprint(resume["phase"]):
             raise DataError(f"{str(self.checkpoint)!r} is of another configuration or other data; use another --out")
+        if self.main:
+            write_text(self.out / RESOLVED, json.dumps(to_json(self.config), indent=2, ensure_ascii=False) + "\n")
         for index, phase in enumerate(self.config.phases):
             if resume and index < resume["phase"]:
                 continue
@@ -186,7 +157,7 @@ class Trainer(ABC):
         """What decided the weights up to and with a phase; later phases may still be changed or added."""
         data = [len(self.train_samples), len(self.val_samples), self.accelerator.num_processes]
         done = replace(self.config, phases=self.config.phases[: phase + 1])
-        return json.dumps([asdict(done), data], sort_keys=True)
+        return json.dumps([to_json(done), data], sort_keys=True)
 
     def _run_phase(self, index: int, phase: Phase, resume: dict | None) -> None:
         model = self.module
@@ -196,7 +167,6 @@ class Trainer(ABC):
         for parameter in model.parameters():
             parameter.requires_grad_(parameter not in frozen)
         self.prepare(phase)
-        self.pool = [i for i in self.photos if self.usable(i, phase)]
         optimizer = self._optimizer(phase, learners)
         average = Average(model, phase.ema)
         step = 0
@@ -205,17 +175,16 @@ class Trainer(ABC):
             step = resume["step"]
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
         share = phase.batch_size * self.accelerator.num_processes
-        per_epoch = len(self.pool) // share
-        if not per_epoch:
-            raise DataError(f"{len(self.pool)} photos with {phase.task}s are fewer than a batch of {share}")
-        total = per_epoch * phase.epochs
+        plan = self.plan(index, phase)
+        total = len(plan.tasks)
+        per_epoch = total // phase.epochs
         writer = self._writer() if self.main else None
         bar = tqdm(total=total * share, initial=step * share, unit="photo", desc=phase.name, disable=not self.main)
         features = self._features(phase) if phase.views and step < total else None
         saved = time.monotonic()
         while step < total:
             epoch = step // per_epoch
-            for batch in self._batches(index, phase, epoch, step % per_epoch, features):
+            for batch in self._batches(index, phase, plan, step, (epoch + 1) * per_epoch, features):
                 factor = learning_rate(step, total, phase.warmup, phase.final_lr, phase.schedule)
                 for group in prepared.param_groups:
                     group["lr"] = group["peak"] * factor
@@ -290,21 +259,36 @@ class Trainer(ABC):
                 groups.append({"params": part, "lr": lr, "peak": lr, "weight_decay": decay})
         return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, phase.beta2))
 
-    def _batches(
-        self, index: int, phase: Phase, epoch: int, skip: int, features: np.ndarray | None
-    ) -> Iterator[tuple[Tensor, list[int], list[Any]]]:
-        """The batches of an epoch from the `skip`-th on: images or features, photo numbers, sentences."""
-        seed = f"{self.config.seed}/{index}/{epoch}"
-        order = self.order(phase, seed)
-        # equal shares: process r takes every n-th photo from r on
-        count = self.accelerator.num_processes
-        order = order[self.accelerator.process_index : len(order) // count * count : count]
-        order = order[skip * phase.batch_size : len(order) // phase.batch_size * phase.batch_size]
+    def plan(self, index: int, phase: Phase) -> Plan:
+        """Which task each step of the phase learns; see `make_plan`."""
+        pools = {task: [i for i in self.photos if self.usable(i, task)] for task in phase.mix}
+        share = phase.batch_size * self.accelerator.num_processes
+        return make_plan(phase.mix, pools, share, phase.epochs, f"{self.config.seed}/{index}/mix")
 
-        def load(i: int) -> tuple[Tensor, int, list[Any]]:
+    def _batches(
+        self, index: int, phase: Phase, plan: Plan, first: int, last: int, features: np.ndarray | None
+    ) -> Iterator[Batch]:
+        """The batches of the steps from `first` to `last - 1`."""
+        # by task, the seed of its current epoch and the photos of this process
+        orders: dict[str, tuple[str, list[int]]] = {}
+        count = self.accelerator.num_processes
+
+        def jobs() -> Iterator[tuple[str, str, int]]:
+            for task, number in zip(plan.tasks[first:last], plan.numbers[first:last], strict=True):
+                epoch, place = divmod(number, plan.per_epoch[task])
+                seed = f"{self.config.seed}/{index}/{epoch}" + (f"/{task}" if len(plan.pools) > 1 else "")
+                if orders.get(task, ("",))[0] != seed:
+                    order = self.order(phase, plan.pools[task], seed)
+                    # equal shares: process r takes every n-th photo from r on
+                    orders[task] = seed, order[self.accelerator.process_index : len(order) // count * count : count]
+                photos = orders[task][1][place * phase.batch_size : (place + 1) * phase.batch_size]
+                yield from ((task, seed, photo) for photo in photos)
+
+        def load(job: tuple[str, str, int]) -> tuple[str, Tensor, int, list[Any]]:
+            task, seed, i = job
             sample = self.train_samples[i]
             rng = random.Random(f"{seed}/{i}")
-            texts = self.texts(i, phase, rng)
+            texts = self.texts(i, task, phase, rng)
             try:
                 if features is None:
                     image = view(sample, self.config.image, self.config.augmentation, f"{seed}/{rng.random()}")
@@ -313,13 +297,14 @@ class Trainer(ABC):
             except ImageError as error:
                 self.skipped.add(sample, error)
                 # the next photo stands in: batches stay full
-                return load(min((j for j in self.pool if j > i), default=min(self.pool)))
-            return image, i, texts
+                pool = plan.pools[task]
+                return load((task, seed, min((j for j in pool if j > i), default=min(pool))))
+            return task, image, i, texts
 
-        ready = ordered_map(load, order, ahead=3 * phase.batch_size)
+        ready = ordered_map(load, jobs(), ahead=3 * phase.batch_size)
         while part := list(islice(ready, phase.batch_size)):
-            images, photos, texts = zip(*part, strict=True)
-            yield torch.stack(images), list(photos), [text for one in texts for text in one]
+            tasks, images, photos, texts = zip(*part, strict=True)
+            yield Batch(tasks[0], torch.stack(images), list(photos), [text for one in texts for text in one])
 
     @staticmethod
     def _kept(features: np.ndarray, row: int, number: int, sample: Sample) -> Tensor:
@@ -329,14 +314,15 @@ class Trainer(ABC):
             raise ImageError(f"{sample.key!r} could not be decoded when its features were computed")
         return found
 
-    def _step(self, phase: Phase, batch: tuple[Tensor, list[int], list[Any]], seed: str, done: float = 0.0) -> Step:
-        images, photos, texts = batch
+    def _step(self, phase: Phase, batch: Batch, seed: str, done: float = 0.0) -> Step:
         number = random.Random(f"{seed}/{self.accelerator.process_index}").getrandbits(62)
         generator = torch.Generator().manual_seed(number)
+        images = batch.images
         if phase.hidden_patches:
             images = hide_patches(images, phase.hidden_patches, generator)
         images = images.to(self.device, memory_format=torch.channels_last)
-        return Step(phase, images, phase.stage if phase.views else 0, photos, texts, generator, done)
+        stage = phase.stage if phase.views else 0
+        return Step(phase, batch.task, images, stage, batch.photos, batch.texts, generator, done)
 
     @torch.no_grad()
     def _validate(
@@ -375,27 +361,9 @@ class Trainer(ABC):
 
         found = self.validate(parts())
         self.module.load_state_dict(own)
-        for source, (figures, shown) in sorted(found.items()):
+        for (source, task), (figures, shown) in sorted(found.items()):
+            label = " ".join(filter(None, (source, task)))
             text = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            tqdm.write(f"{phase.name} epoch {epoch + 1}: {source} n={count[source]} {text} | {shown}")
+            tqdm.write(f"{phase.name} epoch {epoch + 1}: {label} n={count[source]} {text} | {shown}")
             for name, value in figures.items():
-                writer.add_scalar(f"val/{source}/{name}", value, step)
-
-
-def split_samples(
-    samples: Sequence[Sample], val_every: int, tasks: Iterable[str] = ("caption",)
-) -> tuple[list[Sample], list[Sample]]:
-    """Photos to learn from and to validate on, those that have something for one of the tasks.
-
-    Photos marked "val" validate. Of sources that mark none, every `val_every`-th photo does (0: none).
-    """
-    useful = [s for s in samples if any(says(s, task) for task in tasks)]
-    marked = {s.source for s in useful if s.split == "val"}
-    train: list[Sample] = []
-    val: list[Sample] = []
-    seen: dict[str, int] = {}
-    for sample in useful:
-        seen[sample.source] = seen.get(sample.source, 0) + 1
-        held = val_every and sample.source not in marked and seen[sample.source] % val_every == 0
-        (val if sample.split == "val" or held else train).append(sample)
-    return train, val
+                writer.add_scalar(f"val/{label}/{name}", value, step)

@@ -63,6 +63,42 @@ def mean_of_others(rewards: Tensor) -> Tensor:
     return rewards - others
 
 
+def softmax_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    """CLIP's loss (Radford et al., 2021, figure 3): which sentence belongs to a photo, and which photo to a sentence.
+
+    With several sentences a photo, its target is spread over them evenly.
+
+    Args:
+        image_features: `[photos, dim]`, unit length.
+        text_features: `[photos * count, dim]`, unit length; the sentences of a photo follow each other.
+        logit_scale: the factor on cosines (not its logarithm).
+    """
+    logits = logit_scale * at_least_float32(image_features) @ at_least_float32(text_features).T  # [photos, sentences]
+    photos, sentences = logits.shape
+    owner = torch.arange(sentences, device=logits.device) // (sentences // photos)
+    of_photo = nn.functional.cross_entropy(logits.T, owner)
+    own = logits.log_softmax(1)[owner, torch.arange(sentences, device=logits.device)]
+    return (of_photo - own.mean()) / 2
+
+
+def sigmoid_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor, logit_bias: Tensor) -> Tensor:
+    """SigLIP's loss (Zhai et al., 2023, arXiv:2303.15343, algorithm 1): each pair alone is right or wrong.
+
+    A sum over pairs, divided by the number of sentences.
+
+    Args:
+        image_features: `[photos, dim]`, unit length.
+        text_features: `[photos * count, dim]`, unit length; the sentences of a photo follow each other.
+        logit_scale: the factor on cosines.
+        logit_bias: added to the logits; far below zero at the start, as nearly all pairs are wrong.
+    """
+    logits = logit_scale * at_least_float32(image_features) @ at_least_float32(text_features).T + logit_bias
+    photos, sentences = logits.shape
+    owner = torch.arange(sentences, device=logits.device) // (sentences // photos)
+    sign = 2.0 * (owner == torch.arange(photos, device=logits.device)[:, None]) - 1
+    return -nn.functional.logsigmoid(sign * logits).sum() / sentences
+
+
 def at_least_float32(logits: Tensor) -> Tensor:
     """Half precision to float32, in which losses are computed; float64, which checks gradients, stays."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -3,27 +3,28 @@
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
-import tokenizers
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vlm.asking import pad
-from vlm.data.batches import choose_captions
 from vlm.data.shards import Sample
-from vlm.hub import save_model, save_pair
-from vlm.models.encoders import PAD, ContrastivePair
+from vlm.files.bundle import Bundle, save_bundle
+from vlm.models.pair import PAD, ContrastivePair
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.tokenizer import Tokenizer
-from vlm.train.config import Phase, TrainConfig
-from vlm.train.contrastive import cached_backward, gather, sigmoid_loss, softmax_loss
-from vlm.train.loop import Step, Trainer
+from vlm.predictor import pad
+from vlm.tasks.base import choose
+from vlm.train.config import Contrastive, Phase, Sigmoid, TrainConfig
+from vlm.train.contrastive import cached_backward, gather
+from vlm.train.loop import Trainer
+from vlm.train.objectives import sigmoid_loss, softmax_loss
+from vlm.train.plan import Figures, Step
 
 # image features, text features, each text's image -> named figures
 Metric = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]], dict[str, float]]
@@ -61,10 +62,7 @@ class PairTrainer(Trainer):
 
     Args:
         config: the run.
-        model: whose tower the pair reads; its backbone stays as it is.
-        tokenizer: of the backbone.
-        pair: to be trained in place.
-        words: tokenizer of the pair's text tower.
+        bundle: the model whose tower the pair reads; its backbone stays as it is. Its pair is trained in place.
         train: photos to learn from.
         val: photos to validate on.
         out: folder for checkpoint, features, logs and finished models.
@@ -75,18 +73,17 @@ class PairTrainer(Trainer):
     def __init__(
         self,
         config: TrainConfig,
-        model: VisionLanguageModel,
-        tokenizer: Tokenizer,
-        pair: ContrastivePair,
-        words: tokenizers.Tokenizer,
+        bundle: Bundle,
         train: Sequence[Sample],
         val: Sequence[Sample],
         out: Path,
         metric: Metric | None = None,
         checkpoint_minutes: float = 5.0,
     ):
+        assert bundle.pair is not None and bundle.pair_tokenizer is not None
+        model, pair = bundle.module, bundle.pair
         super().__init__(config, _Networks(model, pair), model.tower, train, val, out, checkpoint_minutes)
-        self.model, self.tokenizer, self.pair, self.words, self.metric = model, tokenizer, pair, words, metric
+        self.bundle, self.pair, self.text_tokenizer, self.metric = bundle, pair, bundle.pair_tokenizer, metric
         self.ids: list[list[int]] = []  # of all training sentences
         self.sentences: list[list[int]] = []  # by photo, their numbers
         for sample in train:
@@ -98,15 +95,15 @@ class PairTrainer(Trainer):
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         longest = self.pair.config.text.max_positions
-        return [encoding.ids[:longest] for encoding in self.words.encode_batch(list(texts))]
+        return [encoding.ids[:longest] for encoding in self.text_tokenizer.encode_batch(list(texts))]
 
     def learners(self, phase: Phase) -> list[tuple[nn.Module, float]]:
-        pair = self.pair
+        pair, objective = self.pair, _objective(phase)
         return [
             (nn.ModuleList([pair.image, pair.text_proj]), phase.lr),
             (nn.ParameterList([pair.logit_scale]), phase.lr),
-            (nn.ParameterList([pair.logit_bias]), phase.lr if phase.objective == "sigmoid" else 0.0),
-            (pair.text, phase.text_lr),
+            (nn.ParameterList([pair.logit_bias]), phase.lr if isinstance(objective, Sigmoid) else 0.0),
+            (pair.text, objective.text_lr),
         ]
 
     def prepare(self, phase: Phase) -> None:
@@ -115,15 +112,16 @@ class PairTrainer(Trainer):
                 module.p = phase.dropout
         self.vectors, self.near = None, []
 
-    def order(self, phase: Phase, seed: str) -> list[int]:
-        """Each photo is followed by the photos of the like captions that are left: they are told apart in one batch."""
-        if not phase.text_lr and self.vectors is None:  # a frozen text tower says the same each time
+    def order(self, phase: Phase, pool: Sequence[int], seed: str) -> list[int]:
+        """Each photo is followed by the remaining photos with similar captions: one batch tells them apart."""
+        objective = _objective(phase)
+        if not objective.text_lr and self.vectors is None:  # a frozen text tower says the same each time
             self.vectors = self._text_vectors(self.ids)
             unit = nn.functional.normalize(self.vectors, dim=-1)
             means = torch.stack([unit[rows].mean(0) for rows in self.sentences])
-            self.near = nearest(means, 8 * phase.neighbours)  # some will be placed already
-        order = super().order(phase, seed)
-        return with_neighbours(order, self.near, phase.neighbours) if phase.neighbours else order
+            self.near = nearest(means, 8 * objective.neighbours)  # some will be placed already
+        order = super().order(phase, pool, seed)
+        return with_neighbours(order, self.near, objective.neighbours) if objective.neighbours else order
 
     @torch.no_grad()
     def _text_vectors(self, ids: Sequence[Sequence[int]], batch_size: int = 128) -> Tensor:
@@ -139,8 +137,8 @@ class PairTrainer(Trainer):
                 bar.update(len(rows))
         return vectors
 
-    def texts(self, photo: int, phase: Phase, rng: random.Random) -> list[int]:
-        return choose_captions(self.sentences[photo], phase.captions, rng)
+    def texts(self, photo: int, task: str, phase: Phase, rng: random.Random) -> list[int]:
+        return choose(self.sentences[photo], phase.texts_per_photo, rng)
 
     def _read(self, step: Step) -> Tensor:
         """What the text side is given for a step's sentences."""
@@ -150,7 +148,7 @@ class PairTrainer(Trainer):
 
     def _compare(self, step: Step, image: Tensor, text: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
         image, text = gather(image), gather(text)
-        if step.phase.objective == "sigmoid":
+        if isinstance(step.phase.objective, Sigmoid):
             return sigmoid_loss(image, text, scale, bias)
         return softmax_loss(image, text, scale)
 
@@ -178,7 +176,7 @@ class PairTrainer(Trainer):
                     parameter.grad.copy_(self.accelerator.reduce(parameter.grad, "mean"))  # pyright: ignore
         return loss, {"scale": scale.item()}
 
-    def validate(self, parts: Iterator[tuple[list[Sample], Tensor]]) -> dict[str, tuple[dict[str, float], str]]:
+    def validate(self, parts: Iterator[tuple[list[Sample], Tensor]]) -> Figures:
         """Retrieval among the photos of each source."""
         if self.metric is None:
             return {}
@@ -188,19 +186,23 @@ class PairTrainer(Trainer):
             samples += part
             features.append(self.pair.encode_patches(grid))
         image = torch.cat(features)
-        found = {}
+        found: Figures = {}
         for source in {sample.source for sample in samples}:
             rows = [i for i, sample in enumerate(samples) if sample.source == source]
             ids = [self._ids(samples[i].captions) for i in rows]
             owners = np.repeat(np.arange(len(rows)), [len(one) for one in ids])
             text = self.pair.project_text(self._text_vectors([row for one in ids for row in one]))
             figures = self.metric(image[rows].cpu().numpy(), text.cpu().numpy(), owners)
-            found[source] = (figures, f"scale {self.pair.logit_scale.exp():.1f}")
+            found[source, ""] = (figures, f"scale {self.pair.logit_scale.exp():.1f}")
         return found
 
     def save(self, folder: Path) -> None:
-        save_model(folder, self.model, self.tokenizer, self.config.image, self.config.tasks or None)
-        save_pair(folder, self.pair, self.words)
+        save_bundle(folder, replace(self.bundle, transform=self.config.image))
+
+
+def _objective(phase: Phase) -> Contrastive:
+    assert isinstance(phase.objective, Contrastive)
+    return phase.objective
 
 
 def nearest(vectors: Tensor, count: int) -> list[list[int]]:
@@ -221,7 +223,7 @@ def nearest(vectors: Tensor, count: int) -> list[list[int]]:
 
 
 def with_neighbours(order: Sequence[int], near: Sequence[Sequence[int]], count: int) -> list[int]:
-    """The same photos, each as often, with up to `count` of those `near` behind each that is not placed yet."""
+    """The same photos, each as often, each followed by up to `count` of its `near` ones that are not placed yet."""
     left = Counter(order)
     placed: list[int] = []
     for photo in order:

@@ -1,0 +1,180 @@
+"""What a benchmark is: data, and three functions that read, score and write its publisher's formats."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlm.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing to predict, and what people said about it.
+
+    Attributes:
+        id: unique within the benchmark; the publisher's own number where there is one.
+        image: the photo's file.
+        references: captions, or accepted answers; empty where the publisher keeps them private.
+        question: question, phrase to be found, or sentence to be judged.
+        premise: for entailment, the caption that belongs to the photo.
+        box: for grounding, where the phrase is: x1, y1, x2, y2 in pixels.
+        size: for grounding, width and height of the photo that `box` belongs to.
+        choices: for classification, the names of all classes; one tuple shared by all items.
+        groups: parts of the benchmark whose figure is told apart, such as `{"domain": "out-domain"}`.
+        scored: False where it only serves to score others: a photo that a probe learns from, or a real one that
+            generated ones are held against.
+    """
+
+    id: int | str
+    image: Path
+    references: tuple[str, ...] = ()
+    question: str = ""
+    premise: str = ""
+    box: Box | None = None
+    size: tuple[int, int] = (0, 0)
+    choices: tuple[str, ...] = field(default=(), repr=False)
+    groups: Mapping[str, str] = field(default_factory=dict)
+    scored: bool = True
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a set of predictions is worth, in points of a hundred.
+
+    Lists have one entry for each item that is scored, in order.
+
+    Attributes:
+        figures: of the whole set, the leading one first; empty where the references are private.
+        items: one value an item, for each figure that is the mean of such values.
+        shown: each prediction as a person reads it.
+        sums: what each item adds to the sums from which the other figures follow, see `Benchmark.of_sums`.
+        predictions: what was scored, where that is not what the model said but follows from it: classes of a probe.
+        settings: what the figures depend on besides the predictions, as JSON: the probe's regularisation.
+    """
+
+    figures: dict[str, float]
+    items: dict[str, list[float]]
+    shown: list[str]
+    sums: list[list[float]] = field(default_factory=list)
+    predictions: "Predictions | None" = None
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+Predictions = Sequence[Any]  # JSON values: a string, a box, a class number, embeddings
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A published test set.
+
+    Attributes:
+        name: as typed on the command line.
+        task: what a model must be able to do: a task of `vlm.tasks`, or an ability of `eval.models`.
+        needs: the files, in one line.
+        card: folder under `datasets/` that says where they come from.
+        splits: the first one is the default.
+        metrics: names of the figures, the leading one first; the first two stand in the table of results.
+        read: (folder, split) to items; raises DataError.
+        score: all items and their predictions to scores of those items that are scored.
+        submission: these and their predictions to what the publisher's server takes, as JSON.
+        of_sums: figures that are no means over items, from sums over them: `float64[draws, sums]` to `float64[draws]`.
+        running: items to a function that scores one prediction in points of a hundred, for the progress bar.
+        columns: items to the task's inputs, one list for each kind of input.
+    """
+
+    name: str
+    task: str
+    needs: str
+    card: str
+    splits: tuple[str, ...]
+    metrics: tuple[str, ...]
+    read: Callable[[Path, str], list[Item]]
+    score: Callable[[Sequence[Item], Predictions], Scores]
+    submission: Callable[[Sequence[Item], Predictions], Any]
+    of_sums: Mapping[str, Callable[["np.ndarray"], "np.ndarray"]] = field(default_factory=dict)
+    running: Callable[[Sequence[Item]], Callable[[Item, Any], float]] | None = None
+    columns: Callable[[Sequence[Item]], tuple[Sequence[Any], ...]] = lambda items: ()
+
+
+def questions(items: Sequence[Item]) -> tuple[list[str]]:
+    """The one input of tasks that are asked in words: a question, or a phrase."""
+    return ([item.question for item in items],)
+
+
+def find_file(folder: Path, name: str, ships: str) -> Path:
+    """A file of a publisher's layout.
+
+    Args:
+        folder: given by the user.
+        name: path inside it.
+        ships: where the publisher has it, for the error message.
+
+    Raises:
+        DataError: it is not there.
+    """
+    path = folder / name
+    if not folder.is_dir():
+        raise DataError(f"--data {str(folder)!r} is no folder; give the one that holds {name} ({ships})")
+    if not path.is_file():
+        raise DataError(f"{str(path)!r} is missing; the publisher ships it in {ships}")
+    return path
+
+
+def read_json(folder: Path, name: str, ships: str) -> Any:
+    """Read a JSON file of a publisher's layout; arguments as in `find_file`.
+
+    Raises:
+        DataError: it is missing or no JSON.
+    """
+    path = find_file(folder, name, ships)
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:  # UnicodeDecodeError is one too
+        raise DataError(f"{str(path)!r} is not JSON: {error}; unpack it again from {ships}") from None
+
+
+@contextmanager
+def layout(path: Path | str) -> Iterator[None]:
+    """Say which file it is that has not the fields a reader takes from it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        what = f"lacks {error}" if isinstance(error, KeyError) else f"does not have the layout expected ({error})"
+        raise DataError(f"{str(path)!r} {what}; check that it is the publisher's file") from None
+
+
+def inside(folder: Path, name: str) -> Path:
+    """A path that an annotation file names, which must lie inside the folder.
+
+    Raises:
+        DataError: it leads out of the folder.
+    """
+    relative = Path(name)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise DataError(f"the annotations name the image {name!r}, which lies outside {str(folder)!r}")
+    return folder / relative
+
+
+def check_items(items: Sequence[Item], source: str) -> None:
+    """Refuse an empty set and ids that stand twice.
+
+    Raises:
+        DataError: see above.
+    """
+    if not items:
+        raise DataError(f"{source} holds no items; check the split and the files")
+    seen: set[int | str] = set()
+    for item in items:
+        if item.id in seen:
+            raise DataError(f"{source} holds the id {item.id!r} twice; its figures would count it twice")
+        seen.add(item.id)

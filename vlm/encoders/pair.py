@@ -1,0 +1,63 @@
+"""The project's own pair: the tower that the backbone reads from, and a text tower."""
+
+from collections.abc import Sequence
+
+import tokenizers
+import torch
+from torch import Tensor
+
+from vlm.encoders.base import Encoders
+from vlm.errors import ModelError
+from vlm.files.bundle import Bundle
+from vlm.image import ImageSource, ImageTransform
+from vlm.models.pair import ContrastivePair
+from vlm.models.towers import Tower
+
+
+class PairEncoders(Encoders):
+    """The project's own pair: the tower that the backbone reads from, and a text tower."""
+
+    def __init__(
+        self,
+        name: str,
+        tower: Tower,
+        pair: ContrastivePair,
+        tokenizer: tokenizers.Tokenizer,
+        image_transform: ImageTransform,
+    ):
+        super().__init__(name, pair.config.dim, image_transform)
+        self.tower, self.pair, self.tokenizer = tower, pair, tokenizer
+
+    @property
+    def logit_scale(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.pair.logit_scale
+
+    def image_vectors(self, pixels: Tensor) -> Tensor:
+        return self.pair.image(self.tower(pixels).flatten(1, 2))
+
+    def text_vectors(self, ids: Tensor) -> Tensor:
+        return self.pair.text_proj(self.pair.text(ids))
+
+    def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
+        return self.tower(self.pixels(images)).flatten(1, 2)
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        longest = self.pair.config.text.max_positions
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        rows = [[*row[: longest - 1], row[-1]] if len(row) > longest else row for row in rows]  # the end token stays
+        width = max(map(len, rows), default=0)
+        return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)
+
+
+def pair_encoders(bundle: Bundle) -> PairEncoders:
+    """The encoders of a loaded model.
+
+    Raises:
+        ModelError: the model has none.
+    """
+    if bundle.pair is None or bundle.pair_tokenizer is None:
+        raise ModelError(
+            f"{bundle.name!r} has no text encoder; choose a model that has one, such as tiny or "
+            "open_clip:ViT-B-32/laion2b_s34b_b79k"
+        )
+    return PairEncoders(bundle.name, bundle.module.tower, bundle.pair, bundle.pair_tokenizer, bundle.transform)

@@ -1,0 +1,89 @@
+"""Labels for photos, of any list: a pair of encoders compares each photo with sentences about the labels."""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vlm.data.stream import stream_batches
+from vlm.decoding.answer import Answer
+from vlm.encoders.base import Encoders
+from vlm.errors import ArgumentError, ImageError
+from vlm.image import MAX_PIXELS, ImageSource, load_image
+
+TEMPLATES = ("a photo of a {}.",)  # sentences that labels are put into
+SENTENCES = 256  # that are encoded at once
+
+
+def label_features(
+    encode_text: Callable[[list[str]], Any], labels: Sequence[str], templates: Sequence[str] = TEMPLATES
+) -> Tensor:
+    """Directions of labels: of each, the mean of its sentences' (CLIP, Radford et al., 2021, section 3.1.4).
+
+    Args:
+        encode_text: sentences to vectors of unit length, a tensor or an array, `[sentences, dim]`.
+        labels: names.
+        templates: sentences with `{}` where a label belongs.
+
+    Returns:
+        `float32[labels, dim]`, unit length, on the CPU.
+
+    Raises:
+        ArgumentError: a template has no place for a label, or there is none.
+    """
+    if not templates:
+        raise ArgumentError(f"there are no templates; give sentences such as {TEMPLATES[0]!r}")
+    if wrong := [template for template in templates if "{}" not in template]:
+        raise ArgumentError(f"template {wrong[0]!r} has no place for a label; write {{}} there: {TEMPLATES[0]!r}")
+    sentences = [template.replace("{}", label) for label in labels for template in templates]
+    parts = [encode_text(sentences[first : first + SENTENCES]) for first in range(0, len(sentences), SENTENCES)]
+    features = torch.cat([torch.as_tensor(part).float().cpu() for part in parts])
+    return nn.functional.normalize(features.unflatten(0, (len(labels), len(templates))).mean(1), dim=-1)
+
+
+def classify_each(
+    encoders: Encoders,
+    images: Sequence[ImageSource],
+    labels: Sequence[str],
+    *,
+    templates: Sequence[str] = TEMPLATES,
+    batch_size: int = 16,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[list[Answer] | ImageError]:
+    """Give many photos one of the labels each; a photo that cannot be used is lost alone.
+
+    Args:
+        encoders: with a text encoder.
+        images: paths, bytes, file objects, PIL images, arrays or tensors, of any sizes.
+        labels: names to choose from, each once.
+        templates: sentences that labels are put into.
+        batch_size: photos that go through the network together.
+        max_pixels: larger photos are refused.
+
+    Returns:
+        For each photo, in order, all labels with their log-probabilities, the likeliest first, or what is wrong
+        with the photo.
+
+    Raises:
+        ArgumentError: there are no templates, one has no place for a label, or there is no text encoder.
+    """
+    names = list(labels)
+    with torch.inference_mode():
+        directions = label_features(encoders.encode_text, names, templates)
+        assert encoders.logit_scale is not None  # it has encoded text
+        scale = encoders.logit_scale.exp().cpu()
+
+    @torch.inference_mode()
+    def compare(pixels: list[Tensor]) -> list[list[Answer]]:
+        cosines = encoders.encode_image(torch.stack(pixels)).float().cpu() @ directions.T
+        ordered, order = (scale * cosines).log_softmax(-1).sort(dim=1, descending=True, stable=True)
+        return [
+            [Answer(names[place], score) for place, score in zip(places, scores, strict=True)]
+            for places, scores in zip(order.tolist(), ordered.tolist(), strict=True)
+        ]
+
+    def prepare(image: ImageSource) -> Tensor:
+        return encoders.image_transform(load_image(image, max_pixels=max_pixels))
+
+    return stream_batches(images, prepare, compare, batch_size)

@@ -1,0 +1,207 @@
+"""Bring an index of photos up to date: look through a folder, encode what is new or changed, drop what is gone."""
+
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice, repeat
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from vlm.data.stream import ordered_map
+from vlm.encoders import Encoders
+from vlm.errors import ArgumentError, ImageError
+from vlm.image import IMAGE_SUFFIX, MAX_PIXELS, load_image
+from vlm.search.index import EXACT_ROWS, open_or_create
+
+if TYPE_CHECKING:
+    from vlm.model import Model
+
+COMMIT_SECONDS = 10.0  # what a killed run loses at most
+MAX_RATIO = 200  # of the sides: public transforms resize the shorter one first, and a line would become gigabytes
+
+
+@dataclass
+class BuildReport:
+    """What `build` did."""
+
+    photos: int = 0  # in the index, afterwards
+    new: int = 0
+    changed: int = 0
+    unchanged: int = 0
+    dropped: int = 0
+    unreadable: list[ImageError] = field(default_factory=list)
+    seconds: float = 0.0  # of decoding, encoding and writing
+    recall: float | None = None  # at 10, of the approximate index where one was made or extended
+
+    @property
+    def speed(self) -> float:
+        """Photos a second."""
+        return (self.new + self.changed) / max(self.seconds, 1e-9)
+
+
+def build(
+    folder: str | os.PathLike[str],
+    where: str | os.PathLike[str],
+    encoders: Encoders,
+    *,
+    captioner: "Model | None" = None,
+    batch_size: int = 32,
+    max_pixels: int = MAX_PIXELS,
+    exact_rows: int = EXACT_ROWS,
+    commit_seconds: float = COMMIT_SECONDS,
+    show_progress_bar: bool = False,
+) -> BuildReport:
+    """Make an index of the photos under a folder, or bring one up to date: only new and changed photos are encoded.
+
+    An index may hold several folders; photos that lie elsewhere than under `folder` stay as they are.
+
+    Args:
+        folder: searched with all its subfolders, hidden ones aside; links are followed once.
+        where: as in `open_index`.
+        encoders: the model; a later run must name the same one.
+        captioner: writes a caption beside each photo that has none yet.
+        batch_size: photos that go through the model together.
+        max_pixels: larger photos are refused before they are decoded, and reported.
+        exact_rows: above so many photos an approximate index is built, and its recall measured.
+        commit_seconds: how often photos that are done are written.
+        show_progress_bar: on stderr.
+
+    Raises:
+        ImageError: there is no photo under `folder`.
+        ModelError: another model made the index.
+        ArgumentError: an option has no meaning, or `where` holds something else.
+        DataError: the index is damaged.
+    """
+    if batch_size < 1:
+        raise ArgumentError(f"batch_size={batch_size} is below 1; give 1 or more")
+    photos, unreadable = find_photos(folder)
+    index = open_or_create(where, encoders)
+    root = os.path.join(os.path.abspath(folder), "")
+    before = {path: row for path, row in index.known().items() if path.startswith(root)}
+    closed = tuple(os.path.join(path, "") for path in unreadable)  # what lies in there may well be there
+    gone = [path for path in before if path not in photos and not path.startswith(closed)]
+    index.drop(gone)
+    todo = [
+        path
+        for path, state in photos.items()
+        if before.get(path, ())[:2] != state or (captioner is not None and not before[path][2])
+    ]
+    report = BuildReport(unchanged=len(photos) - len(todo), dropped=len(gone))
+    start = time.perf_counter()
+    bar = tqdm(total=len(todo), unit="photo", disable=not show_progress_bar)
+    rows: list[dict[str, Any]] = []
+    written = start
+    try:
+        with bar:
+            for part in _encoded(todo, encoders, captioner, batch_size, max_pixels):
+                for path, found in part.items():
+                    if isinstance(found, ImageError):
+                        unreadable[path] = found
+                    else:
+                        size, mtime = photos[path]
+                        rows.append({"path": path, "size": size, "mtime": mtime, **found})
+                if time.perf_counter() - written >= commit_seconds:
+                    index.put(rows)
+                    rows, written = [], time.perf_counter()
+                bar.update(len(part))
+    finally:  # also where the user has stopped it
+        index.put(rows)
+    report.seconds = time.perf_counter() - start
+    stale = [path for path in unreadable if path in before and path in photos]  # of a photo that is no longer this one
+    index.drop(stale)
+    done = [path for path in todo if path not in unreadable]
+    report.changed = sum(path in before for path in done)
+    report.new = len(done) - report.changed
+    report.dropped += len(stale)
+    report.unreadable = list(unreadable.values())
+    report.recall = index.tune(exact_rows)
+    report.photos = len(index)
+    return report
+
+
+def find_photos(folder: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, int]], dict[str, ImageError]]:
+    """All photos under a folder, by absolute path, and the files and folders that cannot be looked at.
+
+    Hidden files and folders are left out. Links are followed; a folder that is reached twice, as in a loop of links,
+    counts once.
+
+    Returns:
+        Size in bytes and time of change in nanoseconds of each photo, and what is wrong with each path that failed.
+
+    Raises:
+        ImageError: there is no photo.
+    """
+    photos: dict[str, tuple[int, int]] = {}
+    failed: dict[str, ImageError] = {}
+    seen: set[tuple[int, int]] = set()
+
+    def fail(error: OSError) -> None:
+        failed[error.filename] = ImageError(f"{error.filename!r} cannot be looked at: {error.strerror}; check the path")
+
+    for place, folders, names in os.walk(os.path.abspath(folder), onerror=fail, followlinks=True):
+        try:
+            status = os.stat(place)
+        except OSError as error:
+            fail(error)
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        # Links last: what is both a folder and the target of a link beside it keeps the folder's name.
+        folders[:] = [name for name in folders if name[0] != "."]
+        folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        for name in sorted(names):
+            path = os.path.join(place, name)
+            if name[0] == "." or not IMAGE_SUFFIX.fullmatch(os.path.splitext(name)[1]):
+                continue
+            try:
+                status = os.stat(path)
+                path.encode()
+            except OSError as error:
+                fail(error)
+            except UnicodeEncodeError:
+                failed[path] = ImageError(f"{path!r} has a name that is not UTF-8; rename it")
+            else:
+                photos[path] = (status.st_size, status.st_mtime_ns)
+    if not photos:
+        nothing = ImageError(f"no photo lies under {os.fspath(folder)!r}; name a folder with pictures")
+        raise next(iter(failed.values()), nothing)
+    return photos, failed
+
+
+def _encoded(
+    paths: Sequence[str], encoders: Encoders, captioner: "Model | None", batch_size: int, max_pixels: int
+) -> Iterator[dict[str, dict[str, Any] | ImageError]]:
+    """Batches of photos: vector and caption of each path, or what is wrong with it; decoded ahead, on threads."""
+
+    def prepare(path: str) -> Tensor | ImageError:
+        try:
+            image = load_image(path, max_pixels=max_pixels)
+        except ImageError as error:
+            return error
+        if max(image.size) > MAX_RATIO * min(image.size):
+            shape = "{}x{}".format(*image.size)
+            return ImageError(f"{path!r} has {shape} pixels, one side over {MAX_RATIO} times the other; crop it")
+        return encoders.image_transform(image)
+
+    ready = zip(paths, ordered_map(prepare, paths, max(2, os.cpu_count() or 2), ahead=2 * batch_size), strict=True)
+    while part := dict(islice(ready, batch_size)):
+        found: dict[str, dict[str, Any] | ImageError] = {p: e for p, e in part.items() if isinstance(e, ImageError)}
+        good = {path: pixels for path, pixels in part.items() if isinstance(pixels, Tensor)}
+        if good:
+            with torch.inference_mode():
+                vectors = encoders.encode_image(torch.stack(list(good.values()))).float().cpu().numpy()
+            captions: Iterable[Any] = repeat(None)
+            if captioner is not None:
+                captions = captioner.stream("caption", list(good), batch_size=batch_size, max_pixels=max_pixels)
+            for path, vector, caption in zip(good, vectors, captions, strict=False):
+                if isinstance(caption, ImageError):  # it has changed meanwhile
+                    found[path] = caption
+                else:
+                    found[path] = {"vector": vector, "caption": caption and caption[0][0].text}
+        yield found
