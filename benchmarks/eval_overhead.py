@@ -1,6 +1,6 @@
 """How much the evaluation harness adds to the bare model on a caption run.
 
-Captions the photos of a folder with `captions.json` twice in turns: through `Model.caption_each` alone, and through a
+Captions the photos of a folder with `captions.json` twice in turns: through `Model.stream` alone, and through a
 whole run of the benchmark `captions_json` (reading, journal, progress, scoring, bootstrap, report). Prints seconds of
 both by the clock and by the processor, and their ratios, which other work on the machine disturbs less.
 """

@@ -23,8 +23,8 @@ class Args(PhotoArgs):
     num_captions: int = 1
     """Captions a photo, the best first."""
     rerank: float | None = None
-    """How much the encoders, which know how well a sentence fits a photo, have a say in which caption is the best; 0 is
-    nothing. Without it, the model's own (tiny: 2)."""
+    """Weight of the similarity of photo and caption, computed by the encoders, in the ranking of the candidates; 0
+    turns it off. Without it, the model's own (tiny: 2)."""
     sample: bool = False
     """Draw captions at random instead of searching for the best."""
     temperature: float = 1.0

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class Args(PhotoArgs):
     model: str = "tiny"
     """Bundled name, local folder or hub id; open_clip:ARCHITECTURE/TAG; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME. A pair
-    of encoders compares labels with photos, a model without one weighs them as answers."""
+    of encoders compares labels with photos; a model without one scores them as answers."""
     labels: str
     """Labels to choose from: "cat,dog,car", or a text file, one a line."""
     template: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

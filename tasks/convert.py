@@ -23,7 +23,7 @@ class Args:
     ema: bool = False
     """Take the averaged weights, with which the original evaluates VQA."""
     image_size: int | None = None
-    """Side of the square that photos are resized to, where it shall differ from what the checkpoint says."""
+    """Side of the square that photos are resized to, if not the one that the checkpoint names."""
     half: bool = False
     """Store float16: half the size, and captions that may differ in rare cases."""
 

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Args(PhotoArgs):
     text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """Sentence to judge; each is held against each photo."""
+    """Sentence to judge; each is judged for each photo."""
     caption: str | None = None
     """What is known of the photo, to be judged with it."""
     prefix: Literal["auto", "none", "source", "source_and_end"] = "auto"
     """What the decoder is given before it answers: nothing, the instruction, or that with its end token; auto is
-    what the model says of itself."""
+    as the model's config says."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -24,7 +24,7 @@ class Args(PhotoArgs):
     answers: str | None = None
     """The only answers that may be given: "yes,no", or a text file, one a line. Without it, any text."""
     score_all: bool = False
-    """With --answers: score every one of them, not only those that a beam search meets."""
+    """With --answers: score every one of them, not only those that a beam search finds."""
     top: int = 1
     """Answers a question, the best first."""
     num_beams: int | None = None
@@ -33,7 +33,7 @@ class Args(PhotoArgs):
     """Longest answer, in tokens. Without it, the model's own (30)."""
     prefix: Literal["auto", "none", "source", "source_and_end"] = "auto"
     """What the decoder is given before it answers: nothing, the question, or the question with its end token; auto
-    is what the model says of itself."""
+    is as the model's config says."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

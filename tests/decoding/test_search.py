@@ -1,4 +1,4 @@
-"""Decoding against brute force and whole prefixes, and under properties (test_generation_golden: the original)."""
+"""Decoding against brute force and whole prefixes, and under properties (test_search_golden: the original)."""
 
 import importlib.util
 import itertools

@@ -227,6 +227,13 @@ def test_gqa_compares_the_very_string(tmp_path):
     assert BENCHMARKS["gqa"].submission(items[:1], ["yes"]) == [{"questionId": "07", "prediction": "yes"}]
 
 
+@pytest.mark.parametrize("private", [{}, {"answer": None}])
+def test_gqa_without_answers_is_private(tmp_path, private):
+    record = {"imageId": "2407890", "question": "Is it red?", **private}
+    write(tmp_path / "testdev_balanced_questions.json", {"07": record})
+    assert [item.references for item in read("gqa", tmp_path)] == [()]
+
+
 def test_plain_questions_in_three_shapes(tmp_path):
     asked = [{"image": "a.jpg", "question_id": 5, "question": "What?", "answers": ["cat"] * 10, "source": "aokvqa"}]
     write(tmp_path / "vqa.json", asked)

@@ -137,7 +137,17 @@ def test_the_command_measures_a_model_as_its_library_captions(data, random_model
     assert results["weights_sha256"] == files_sha256([random_model / "model.safetensors"])
     assert results["prompt"] == PROMPT
     assert SENTENCE_SEARCH.items() <= results["settings"].items()
+    assert results["weights_of"] == "model.safetensors" and results["title"] is None
     assert results["command"] == "python -m eval " + " ".join(command)
+
+
+def test_a_title_stands_in_what_is_printed_and_in_the_report(data, random_model, capsys):
+    out = data.parent / "out"
+    command = ["captions_json", "--data", str(data), "--model", str(random_model), "--out", str(out)]
+    assert main([*command, "--title", "three <photos>"]) == 0
+    assert capsys.readouterr().out.startswith(f"three <photos>: captions_json, model {random_model}, n = 3\n")
+    assert read(out)[0]["title"] == "three <photos>"
+    assert "<h1>three &lt;photos&gt;: captions_json</h1>" in (out / "report.html").read_text()
 
 
 def test_a_model_that_cannot_do_the_task_is_named_with_it(data, random_model, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -228,6 +229,15 @@ def test_the_table_by_hand():
         "python -m eval vqa_json --data data/coco --model tiny --split vqa --limit 10",
         "```",
     ]
+
+
+def test_the_table_says_what_a_test_set_is_and_which_weights_were_hashed():
+    named = result(title="1,000 photos of Flickr8k's test set", weights_of="model.safetensors")
+    lines = table.markdown([named]).splitlines()
+    assert lines[2].startswith("| 1,000 photos of Flickr8k's test set: captions_json | 1,000 | CIDEr | ")
+    assert any("tiny (model.safetensors) `abcdefabcdef`" in line for line in lines)
+    words = shlex.split(lines[-2])
+    assert words[words.index("--title") + 1] == named["title"] and "--limit" not in words
 
 
 def write_result(folder: Path, **changes) -> None:
