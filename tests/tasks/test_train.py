@@ -102,7 +102,7 @@ finally:
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0 and run.stdout.splitlines()[-1] == "[]", run.stderr
-    assert "vlm train CONFIG --help" in run.stdout and "--checkpoint-minutes" in run.stdout
+    assert "vlm train CONFIG -h" in run.stdout and "--checkpoint-minutes" in run.stdout
 
 
 def test_a_configuration_by_name_and_by_file(tmp_path):
