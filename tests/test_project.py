@@ -222,6 +222,11 @@ def test_the_wheel_holds_the_packages_and_the_cards_and_nothing_else(wheel):
     weights = {name.removeprefix("vlm/weights/tiny/") for name in names if name.startswith("vlm/weights/tiny/")}
     assert {"config.json", "tokenizer.json", "MODEL_CARD.md"} <= weights
     assert any(name.endswith(".safetensors") for name in weights)
+    # files that no import shows to be missing: pages, training runs, cards
+    for folder, kind in (("vlm/files/templates", "html"), ("eval/templates", "html"), ("vlm/train/configs", "json")):
+        files = {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).glob(f"*.{kind}")}
+        assert len(files) >= 2 and files <= names
+    assert len(cards) >= 20
 
 
 @pytest.mark.slow

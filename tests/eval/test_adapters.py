@@ -66,10 +66,10 @@ def give(monkeypatch, model) -> None:
     monkeypatch.setattr(models, "load", load)
 
 
-class Captions:
-    """Says how wide a photo is."""
+class Widths:
+    """Looks how wide a photo is."""
 
-    name, weights = "captions", "0" * 64
+    name, weights = "widths", "0" * 64
 
     def __init__(self):
         self.prepared, self.sizes = [], []
@@ -79,6 +79,10 @@ class Captions:
             raise ImageError("the photo is too wide")
         self.prepared.append(image.width)
         return image.width
+
+
+class Captions(Widths):
+    name = "captions"
 
     def caption(self, images):
         self.sizes.append(len(images))
@@ -173,9 +177,24 @@ def test_the_common_instruction_is_no_part_of_a_question(lmms, context, question
 
 
 def test_a_model_that_only_answers(lmms, monkeypatch):
-    model = Answers()
-    monkeypatch.setattr(Answers, "caption", None)  # a protocol's method that is None counts as missing
-    assert wrap(lmms, monkeypatch, model, [10]).generate_until([ask(0, "Wide?")]) == ["Wide? 10"]
+    class OnlyAnswers(Widths):
+        answer = Answers.answer
+
+    assert wrap(lmms, monkeypatch, OnlyAnswers(), [10]).generate_until([ask(0, "Wide?")]) == ["Wide? 10"]
+    with pytest.raises(ArgumentError, match=r"model 'widths' cannot caption photos .*it can do: answer;"):
+        lmms.VLM(task="caption")
+
+
+def test_a_model_that_does_neither(lmms, monkeypatch):
+    give(monkeypatch, Widths())
+    with pytest.raises(ArgumentError, match=r"model 'widths' cannot .*it can do: nothing;"):
+        lmms.VLM()
+
+
+def test_every_input_is_of_a_task(lmms):
+    from vlm.tasks import TASKS
+
+    assert lmms.INPUTS.keys() <= TASKS.keys()
 
 
 @pytest.mark.parametrize(
