@@ -85,7 +85,7 @@ class Benchmark:
         read: (folder, split) to items; raises DataError.
         score: all items and their predictions to scores of those items that are scored.
         submission: these and their predictions to what the publisher's server takes, as JSON.
-        of_sums: figures that are no means over items, from sums over them: `float64[draws, sums]` to `float64[draws]`.
+        of_sums: figures that are not means over items, from sums over them: `float64[draws, sums]` to `float64[draws]`.
         running: items to a function that scores one prediction in points of a hundred, for the progress bar.
         columns: items to the task's inputs, one list for each kind of input.
     """
@@ -122,7 +122,7 @@ def find_file(folder: Path, name: str, ships: str) -> Path:
     """
     path = folder / name
     if not folder.is_dir():
-        raise DataError(f"--data {str(folder)!r} is no folder; give the one that holds {name} ({ships})")
+        raise DataError(f"--data {str(folder)!r} is not a folder; give the one that holds {name} ({ships})")
     if not path.is_file():
         raise DataError(f"{str(path)!r} is missing; the publisher ships it in {ships}")
     return path

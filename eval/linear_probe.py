@@ -102,11 +102,11 @@ class LinearProbe(ClassifierMixin, BaseEstimator):
 
         Raises:
             DataError: fewer than two classes, or no class with two samples.
-            ArgumentError: `validation` is no share.
+            ArgumentError: `validation` is not a share.
         """
         X, y = check_X_y(X, y, dtype=(np.float64, np.float32))  # pyright: ignore[reportArgumentType]
         if not 0 < self.validation < 1:
-            raise ArgumentError(f"validation={self.validation} is no share of the samples; give one between 0 and 1")
+            raise ArgumentError(f"validation={self.validation} is not a share of the samples; give one between 0 and 1")
         self.classes_ = np.unique(y)
         if len(self.classes_) < 2:
             raise DataError(

@@ -75,9 +75,9 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
     results = [run for run in results if run["figures"]]  # those whose answers are private have none
     if not results:
         return "No results yet."
-    runs: dict[tuple[str, str, str, int], dict[str, dict[str, Any]]] = {}
+    runs: dict[tuple[str, str, str, int, str], dict[str, dict[str, Any]]] = {}
     for run in sorted(results, key=lambda run: run["finished"]):
-        key = (run["benchmark"], run["data"], run["split"], run["n"])
+        key = (run["benchmark"], run["data"], run["split"], run["n"], run.get("title") or "")
         runs.setdefault(key, {})[model_name(run)] = run
     models = sorted({model for row in runs.values() for model in row})
     lines = [

@@ -6,7 +6,6 @@ A request of `generate_until` has `args`: context, generation_kwargs, doc_to_vis
 
 import re
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from itertools import islice
 from typing import Any, NoReturn
 
@@ -25,7 +24,7 @@ except ImportError as error:
     raise ArgumentError(f"lmms-eval cannot be imported ({error}); pip install lmms-eval") from None
 
 NAME = "vlm"  # of the model
-# tasks, and what each takes from the context of a request
+# tasks, the preferred one first, and what each takes from the context of a request
 INPUTS: dict[str, Callable[[str], tuple[str, ...]]] = {
     "answer": lambda context: (question(context),),
     "caption": lambda context: (),
@@ -50,14 +49,14 @@ class VLM(lmms):
         batch_size: photos that go through the model together.
 
     Raises:
-        ArgumentError: a task that the model cannot do, or a batch size that is no number.
+        ArgumentError: a task that the model cannot do, or a batch size that is not a number.
         ModelError: there is no such model.
     """
 
     def __init__(self, pretrained: str = "tiny", task: str = "", device: str = "cpu", batch_size: int | str = 1):
         super().__init__()
         if not str(batch_size).isdecimal() or int(batch_size) < 1:
-            raise ArgumentError(f"batch_size={batch_size} is no number from 1 on; give one")
+            raise ArgumentError(f"batch_size={batch_size} is not a number from 1 up; give one")
         self.accelerator = Accelerator()
         if device == "cuda" and self.accelerator.num_processes > 1:
             device = f"cuda:{self.accelerator.local_process_index}"
@@ -91,12 +90,12 @@ class VLM(lmms):
         return [stop(text, request.args[1].get("until")) for text, request in zip(texts, requests, strict=True)]
 
     def loglikelihood(self, requests: Sequence[Any]) -> NoReturn:
-        """No model of the harness's protocols weighs given answers.
+        """No model of the harness scores given answers here.
 
         Raises:
             ArgumentError: always.
         """
-        self._refuse("weigh given answers", requests)
+        self._refuse("score given answers", requests)
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> NoReturn:
         """No model of ours holds a conversation.
@@ -137,11 +136,12 @@ def load(name: str, task: str, device: str) -> tuple[Any, str]:
         if task not in INPUTS:
             raise ArgumentError(f"task={task} is unknown; choose one of: {', '.join(INPUTS)}")
         return models.load(name, task, device), task
-    *others, last = INPUTS
-    for choice in others:
-        with suppress(ArgumentError):
-            return models.load(name, choice, device), choice
-    return models.load(name, last, device), last
+    first, last = INPUTS
+    try:
+        model = models.load(name, last, device)
+    except ArgumentError:
+        model = models.load(name, first, device)
+    return model, next(choice for choice in INPUTS if models.able(model, choice))
 
 
 def question(context: str) -> str:

@@ -20,7 +20,7 @@ def read(folder: Path, split: str) -> list[Item]:
 
     root = folder if split == "all" else folder / split
     if not root.is_dir():
-        raise DataError(f"{str(root)!r} is no folder; for classes that lie in {str(folder)!r} itself give --split all")
+        raise DataError(f"{str(root)!r} is not a folder; for classes in {str(folder)!r} itself give --split all")
     classes = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if not classes:
         raise DataError(f"{str(root)!r} holds no folders; put the photos into one folder a class")
@@ -78,8 +78,8 @@ def read_probe(folder: Path, split: str) -> list[Item]:
     for part in (TRAIN, split):
         if not (folder / part).is_dir():
             raise DataError(
-                f"{str(folder / part)!r} is no folder; linear_probe learns from {TRAIN}/ and is scored on test/, or on "
-                "val/ (--split val), each with one folder a class"
+                f"{str(folder / part)!r} is not a folder; linear_probe learns from {TRAIN}/ and is scored on test/, or "
+                "on val/ (--split val), each with one folder a class"
             )
     train, test = read(folder, TRAIN), read(folder, split)
     names = train[0].choices

@@ -27,7 +27,7 @@ def read_pickle(path: Path) -> Any:
             return PlainUnpickler(file, encoding="utf-8", errors="replace").load()  # written by Python 2
     except Exception as error:  # a pickle made to harm can fail in any way at all
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{str(path)!r} is no pickle of plain data: {reason}; take the publisher's file") from None
+        raise DataError(f"{str(path)!r} is not a pickle of plain data: {reason}; take the publisher's file") from None
 
 
 def reader(name: str, division: str) -> Callable[[Path, str], list[Item]]:

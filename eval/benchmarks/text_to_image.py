@@ -73,7 +73,7 @@ def read_folders(folder: Path, split: str) -> list[Item]:
     for name in (GENERATED, REAL):
         if not (folder / name).is_dir():
             raise DataError(
-                f"{str(folder / name)!r} is no folder; put images into {GENERATED}/ and photos into {REAL}/"
+                f"{str(folder / name)!r} is not a folder; put images into {GENERATED}/ and photos into {REAL}/"
             )
         images = expand_paths([str(folder / name)])
         sets.append([Item(f"{name}/{image.name}", image, scored=name == GENERATED) for image in images])

@@ -2,7 +2,7 @@
 
 Items (photos, questions) are drawn anew with replacement, as many as there are, and the figure is computed again; the
 2.5th and 97.5th percentile over many draws bound the 95 % interval (Efron and Tibshirani, "An Introduction to the
-Bootstrap", 1993, chapter 13). Figures that are no mean of scores, such as BLEU, come from sums over items: hits and
+Bootstrap", 1993, chapter 13). Figures that are not a mean of scores, such as BLEU, come from sums over items: hits and
 lengths, for example. A draw is a vector of counts, so that all of them are one matrix product.
 """
 

@@ -81,7 +81,7 @@ class CiderD:
 
     def __init__(self, document_frequency: Mapping[tuple[str, ...], float], num_documents: float):
         if num_documents < 1:
-            raise DataError(f"CIDEr-D: num_documents={num_documents}; give the number of images behind the frequencies")
+            raise DataError(f"CIDEr-D: num_documents={num_documents}; give the number of counted images")
         self.document_frequency = document_frequency
         self.num_documents = num_documents
 

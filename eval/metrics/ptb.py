@@ -31,7 +31,7 @@ from functools import lru_cache
 
 from vlm.errors import DataError
 
-# pycocoevalcap's list of tokens that are no words. Tokens are lower case by then, so that the brackets never match.
+# pycocoevalcap's list of tokens that are not words. Tokens are lower case by then, so that the brackets never match.
 _PUNCTUATION = frozenset({"''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", *".?!,:-;", "--", "..."})
 
 # Marks that count as letters; numerals that do not, although \w holds them; signs that are tokens (others are dropped).

@@ -212,7 +212,7 @@ def load(name: str, task: str, device: str) -> EvalModel:
 
 def able(model: Any, task: str) -> bool:
     """Whether a model can do a task: by a method of that name, or by other methods from which it follows."""
-    return hasattr(model, task) or any(isinstance(model, kind) for kind in DERIVED.get(task, {}))
+    return callable(getattr(model, task, None)) or any(isinstance(model, kind) for kind in DERIVED.get(task, {}))
 
 
 def check(model: EvalModel, task: str) -> None:
@@ -236,9 +236,10 @@ def check(model: EvalModel, task: str) -> None:
 def predictor(model: Any, benchmark: Benchmark, items: Sequence[Item]) -> Predict:
     """How a batch of a benchmark's items is predicted; what all items share is prepared here, once."""
     task = benchmark.task
-    if hasattr(model, task):
-        method = getattr(model, task)
-        return lambda batch, images: [_plain(value) for value in method(images, *benchmark.columns(batch))]
+    method = getattr(model, task, None)
+    if callable(method):
+        ask: Callable[..., Any] = method
+        return lambda batch, images: [_plain(value) for value in ask(images, *benchmark.columns(batch))]
     derive = next(derive for kind, derive in DERIVED[task].items() if isinstance(model, kind))
     return derive(model, items)
 

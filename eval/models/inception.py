@@ -1,7 +1,7 @@
 """The Inception network behind published FIDs, from a file that the user brings: `--model inception:FILE`.
 
 The network, its resizing included, is torch-fidelity's, which gives the features of the original TensorFlow graph of
-2015. torchvision's `inception_v3` is another network, and its distances are no FIDs.
+2015. torchvision's `inception_v3` is another network, and its distances are not FIDs.
 """
 
 import io
@@ -15,6 +15,7 @@ from torch import Tensor
 from vlm.errors import ArgumentError, ModelError
 from vlm.files.digest import files_sha256
 from vlm.image import load_image
+from vlm.models.device import move
 
 WANTED = (
     "give pt_inception-2015-12-05-6726825d.pth of github.com/mseitzer/pytorch-fid/releases, or the same file of "
@@ -30,14 +31,14 @@ class Inception:
         device: where it runs.
 
     Raises:
-        ModelError: the file is missing, is no such state dict, or holds more than tensors.
-        ArgumentError: torch-fidelity is not installed.
+        ModelError: the file is missing, is not such a state dict, or holds more than tensors.
+        ArgumentError: torch-fidelity is not installed, or the device cannot be used.
     """
 
     def __init__(self, file: str | Path, device: str):
         path = Path(file).expanduser()
         self.name, self.device = f"inception:{path.name}", device
-        self.model = _network(path).to(device)
+        self.model = move(_network(path), device)
         self.weights = files_sha256([path])
 
     def prepare(self, image: Any) -> Tensor:

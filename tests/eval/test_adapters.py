@@ -228,7 +228,7 @@ def test_a_photo_that_cannot_be_used_is_named(lmms, monkeypatch):
         wrapper.generate_until([ask(0), ask(1)])
 
 
-@pytest.mark.parametrize("method, what", [("loglikelihood", "weigh"), ("generate_until_multi_round", "hold a conv")])
+@pytest.mark.parametrize("method, what", [("loglikelihood", "score"), ("generate_until_multi_round", "hold a conv")])
 def test_requests_that_the_model_cannot_fulfil(lmms, monkeypatch, method, what):
     wrapper = wrap(lmms, monkeypatch, Captions(), [10])
     with pytest.raises(ArgumentError, match=f"model 'captions' cannot {what}.* task 'widths'.*generate_until"):

@@ -307,7 +307,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path, monkeypatch, protocol):
 def test_a_torn_pickle_is_refused(tmp_path):
     path = tmp_path / "refs(unc).p"
     path.write_bytes(pickle.dumps(["a long enough text"])[:-5])
-    with pytest.raises(DataError, match="no pickle of plain data"):
+    with pytest.raises(DataError, match="not a pickle of plain data"):
         read_pickle(path)
 
 
@@ -383,7 +383,7 @@ def test_a_missing_file_is_named_with_what_the_publisher_ships(tmp_path, name):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_folder_that_does_not_exist_is_named(tmp_path, name):
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         read(name, tmp_path / "absent")
 
 

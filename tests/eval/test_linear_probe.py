@@ -102,7 +102,7 @@ def test_a_class_of_one_sample_is_learnt_from():
     [
         (["a", "a"], {}, DataError, "all 2 samples are of the class 'a'"),
         (["a", "b"], {}, DataError, "every class has a single sample"),
-        (["a", "b"], {"validation": 1.0}, ArgumentError, r"validation=1\.0 is no share"),
+        (["a", "b"], {"validation": 1.0}, ArgumentError, r"validation=1\.0 is not a share"),
     ],
 )
 def test_unusable_labels(labels, options, error, message):
@@ -182,7 +182,7 @@ def test_folders_that_cannot_be_used(data, put_photo, monkeypatch):
     put_photo(data / "test/dog/1.jpg")
     with pytest.raises(DataError, match=r"test' has the class 'dog', and .*train' has not"):
         find("linear_probe").read(data, "test")
-    with pytest.raises(DataError, match=r"val' is no folder; .*--split val"):
+    with pytest.raises(DataError, match=r"val' is not a folder; .*--split val"):
         find("linear_probe").read(data, "val")
     monkeypatch.setattr(class_folders, "find_spec", lambda name: None)
     with pytest.raises(ArgumentError, match=r"pip install 'vlm-foundation\[eval\]'"):

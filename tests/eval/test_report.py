@@ -231,6 +231,14 @@ def test_the_table_by_hand():
     ]
 
 
+def test_two_titles_of_one_test_set_have_a_row_each():
+    figures = {"CIDEr": {"value": 50.0}}
+    lines = table.markdown(
+        [result(title=title, model=title, figures=figures) for title in ("mine", "yours")]
+    ).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:4]] == ["| mine: captions_json", "| yours: captions_json"]
+
+
 def test_the_table_says_what_a_test_set_is_and_which_weights_were_hashed():
     named = result(title="1,000 photos of Flickr8k's test set", weights_of="model.safetensors")
     lines = table.markdown([named]).splitlines()
@@ -307,7 +315,7 @@ print(sorted(sys.modules.keys() & {{"torch", "numpy", "PIL", "jinja2", "timm", "
     "argv, message",
     [
         (["coco_captions", "--data", "x"], "did you mean 'coco_caption'"),
-        (["coco_caption", "--data", "absent"], "'absent' is no folder"),
+        (["coco_caption", "--data", "absent"], "'absent' is not a folder"),
         (["vqav2", "--data", "x", "--split", "train"], "choose one of: val, test-dev, test"),
         (["compare", "x"], "two or more"),
     ],

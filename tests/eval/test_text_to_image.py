@@ -164,7 +164,7 @@ def test_a_limit_takes_as_many_of_either_folder(data, put_photo):
     items = find("text_to_image_fid").read(data, "all")
     assert [str(item.id).partition("/")[0] for item in items] == ["generated", "real", "generated", "real", "real"]
     shutil.rmtree(data / "real")
-    with pytest.raises(DataError, match="real' is no folder"):
+    with pytest.raises(DataError, match="real' is not a folder"):
         find("text_to_image_fid").read(data, "all")
 
 

@@ -231,7 +231,7 @@ def test_a_hub_that_cannot_be_reached_is_one_line(monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
     with pytest.raises(
-        ModelError, match=r"'owner/name' is no local folder and could not be fetched .*: no route to host$"
+        ModelError, match=r"'owner/name' is not a local folder and could not be fetched .*: no route to host$"
     ):
         peers.load("hf:owner/name", "cpu")
 
