@@ -166,7 +166,7 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    """The images directly inside `folder`, sorted; hidden ones (macOS leaves `._photo.jpg`) are no photos."""
+    """The images directly inside `folder`, sorted; hidden files (macOS leaves `._photo.jpg`) are skipped."""
     try:
         return sorted(path for path in folder.iterdir() if path.name[0] != "." and _is_image_file(path))
     except OSError as error:

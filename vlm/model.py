@@ -107,8 +107,7 @@ class Model:
             ArgumentError: the model does not have this task, an input cannot be used, or options exclude each other.
         """
         known = self.task(task)
-        if images is None and not columns:
-            raise ArgumentError(f"{task} is about photos; give some")
+        known.check(images, columns)
         photos = None if images is None else self.encode(images)
         return known.run(self.predictor, photos, *columns, **options)
 
@@ -140,6 +139,8 @@ class Model:
             ArgumentError: as in `run`.
         """
         known = self.task(task)
+        for row in inputs:
+            known.check([None], [[value] for value in row])
 
         def ask(photos: list[Photo]) -> Iterator[list[Any]]:
             each = [photo for photo in photos for _ in inputs]

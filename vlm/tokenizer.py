@@ -1,4 +1,4 @@
-"""Byte-level BPE with image-code and location tokens behind the words.
+"""Byte-level BPE with image-code and location tokens after the pieces of text.
 
 The id layout is OFA's: `<s>` 0, `<pad>` 1, `</s>` 2, `<unk>` 3, the pieces of text, `<mask>`, then `<code_0>` and on,
 `<bin_0>` and on. Text can never produce a special token: letters and signs are cut apart before pieces are merged, so
@@ -53,7 +53,7 @@ class Tokenizer:
 
     @property
     def text_range(self) -> tuple[int, int]:
-        """First id of text and the one behind the last: what a sentence is made of."""
+        """First id of text and the one after the last: what a sentence is made of."""
         return len(SPECIALS), self.mask_id
 
     def encode(self, text: str) -> list[int]:

@@ -108,7 +108,7 @@ def test_damaged_checkpoints(tensors, tmp_path, change, reason):
 def test_what_is_no_checkpoint(tmp_path):
     with pytest.raises(ModelError, match="no VQGAN at"):
         load_vqgan(tmp_path / "gone.ckpt")
-    with pytest.raises(ModelError, match="no folder of diffusers"):
+    with pytest.raises(ModelError, match="not a folder of diffusers"):
         load_vqgan(tmp_path)
     (tmp_path / "text.ckpt").write_text("no")
     with pytest.raises(ModelError, match=r"text\.ckpt"):

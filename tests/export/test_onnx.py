@@ -191,7 +191,7 @@ def test_a_model_that_cannot_be_traced_is_one_line(tmp_path):
 def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "file").write_text("x")
     for folder in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ArgumentError, match="exists and is no empty folder; name another"):
+        with pytest.raises(ArgumentError, match="exists and is not an empty folder; name another"):
             export(own_pair(), folder)
     with pytest.raises(ArgumentError, match="cannot be written"):
         export(own_pair(), tmp_path / "file" / "x")

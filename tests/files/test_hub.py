@@ -90,7 +90,7 @@ def test_a_failing_network_is_one_line(monkeypatch, error, reason):
         raise error
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    expected = f"'owner/name' is no local folder and could not be fetched from the hub: {reason}"
+    expected = f"'owner/name' is not a local folder and could not be fetched from the hub: {reason}"
     assert unresolved("owner/name") == expected
 
 
@@ -98,4 +98,4 @@ def test_a_failing_network_is_one_line(monkeypatch, error, reason):
 @pytest.mark.parametrize("name", ["owner/name", "own er/na me", "owner/.."])
 def test_the_real_client_without_a_network_is_one_line(name):
     # sockets are blocked in tests; ids that the hub's client refuses never reach one
-    assert f"{name!r} is no local folder and could not be fetched from the hub" in unresolved(name)
+    assert f"{name!r} is not a local folder and could not be fetched from the hub" in unresolved(name)

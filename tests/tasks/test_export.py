@@ -13,7 +13,7 @@ def test_the_command(small_clip, tmp_path, capsys):
     assert len(out.splitlines()) == 1 and err == ""
     assert export.main([f"timm:vit_tiny_patch16_224/{small_clip / 'vit.pt'}", str(tmp_path / "onnx")]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err == f"error: {str(tmp_path / 'onnx')!r} exists and is no empty folder; name another\n"
+    assert out == "" and err == f"error: {str(tmp_path / 'onnx')!r} exists and is not an empty folder; name another\n"
     assert export.main(["no_such_model", str(tmp_path / "other")]) == 2
     assert capsys.readouterr().err.startswith("error: no model 'no_such_model'")
 

@@ -36,7 +36,7 @@ def load_vqgan(name: str | Path) -> VQDecoder:
     The sizes are read off the tensors; the configuration that lies beside the original's checkpoints is not needed.
 
     Raises:
-        ModelError: there is none, it is damaged, or it is no VQGAN.
+        ModelError: there is none, it is damaged, or it is not a VQGAN.
         ArgumentError: diffusers is not installed.
     """
     try:
@@ -49,7 +49,7 @@ def load_vqgan(name: str | Path) -> VQDecoder:
             model = VQModel.from_pretrained(path, local_files_only=True)
         except Exception as error:  # diffusers raises whatever its parts do
             reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ModelError(f"{str(path)!r} is no folder of diffusers' VQModel: {reason}") from None
+            raise ModelError(f"{str(path)!r} is not a folder of diffusers' VQModel: {reason}") from None
         if model.config["norm_type"] != "group":
             raise ModelError(f"{str(path)!r} has norm_type={model.config['norm_type']!r}; only 'group' is supported")
         found = VQDecoder(model.quantize.embedding, model.post_quant_conv, model.decoder)
@@ -69,7 +69,7 @@ def _from_taming(tensors: Mapping[str, Tensor], file: Path) -> VQDecoder:
     needed = ("post_quant_conv.weight", "decoder.conv_in.weight", "decoder.conv_out.weight")
     if codebook is None or any(key not in tensors for key in needed):
         missing = next((key for key in needed if key not in tensors), _CODEBOOKS[0])
-        raise ModelError(f"{str(file)!r} is no VQGAN of taming-transformers: it lacks {missing}")
+        raise ModelError(f"{str(file)!r} is not a VQGAN of taming-transformers: it lacks {missing}")
     levels: dict[int, list[str]] = {}
     for key in tensors:
         if match := re.match(r"decoder\.up\.(\d+)\.", key):
@@ -104,7 +104,7 @@ def _from_taming(tensors: Mapping[str, Tensor], file: Path) -> VQDecoder:
         if new in expected and tensor.shape != expected[new].shape and tensor[..., 0, 0].shape == expected[new].shape:
             tensor = tensor[..., 0, 0]  # diffusers' attention has linear layers where the original's has 1 x 1 filters
         if new not in expected or tensor.shape != expected[new].shape:
-            raise ModelError(f"{str(file)!r} is no VQGAN of taming-transformers: {key} has the wrong shape or place")
+            raise ModelError(f"{str(file)!r} is not a VQGAN of taming-transformers: {key} has the wrong shape or place")
         renamed[new] = tensor
     if missing := next((name for name in expected if name not in renamed), None):
         raise ModelError(f"{str(file)!r} is no whole VQGAN: it lacks the tensors of {missing}")

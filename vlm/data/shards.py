@@ -89,7 +89,7 @@ def _records(shard: str) -> Iterator[dict[str, Any]]:
     try:
         # every process of a training reads all shards and takes its share of the samples: nothing is split here
         yield from wds.WebDataset([shard], shardshuffle=False, empty_check=False, nodesplitter=None)  # type: ignore[arg-type]
-    except Exception as error:  # tarfile and the decompressors behind it raise nearly anything
+    except Exception as error:  # tarfile and the decompressors that it calls raise nearly anything
         reason = str(error.args[0] if error.args else type(error).__name__).splitlines()[0]
         raise DataError(f"{shard!r} cannot be read as a tar shard: {reason}; build or download it again") from None
 

@@ -145,7 +145,7 @@ class _Search:
     """State of one call of `generate`; its rows are `beams` hypotheses of each sample that is not done.
 
     Inside, a token is a column of the computed logits: the ids themselves, or, with `allowed`, the special ids and the
-    range behind them, without a gap.
+    range after them, without a gap.
 
     Attributes:
         samples: number of each sample that is not done.

@@ -68,7 +68,7 @@ def export(encoders: Encoders, folder: str | os.PathLike[str]) -> list[Exported]
     if missing:
         raise ArgumentError(f"an export needs {', '.join(missing)}; pip install 'vlm-foundation[export]'")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ArgumentError(f"{str(out)!r} exists and is no empty folder; name another")
+        raise ArgumentError(f"{str(out)!r} exists and is not an empty folder; name another")
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".partial-") as partial:

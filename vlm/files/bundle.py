@@ -4,7 +4,7 @@ The folder holds `config.json`, `tokenizer.json` and `model.safetensors`; beside
 pair, `pair.json`, `pair_tokenizer.json` and `pair.safetensors`.
 """
 
-# the types that torch and safetensors gives some of its results are unknown
+# the types that torch and safetensors give some of their results are unknown
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
 import json

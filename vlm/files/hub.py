@@ -102,7 +102,7 @@ def fetch(name: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Pat
         return Path(folder)
     except Exception as error:  # versions differ in the HTTP library whose errors come through
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"{name!r} is no local folder and could not be fetched from the hub: {reason}") from None
+        raise ModelError(f"{name!r} is not a local folder and could not be fetched from the hub: {reason}") from None
 
 
 def bundled() -> list[str]:

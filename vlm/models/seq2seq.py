@@ -251,7 +251,7 @@ class Seq2Seq(nn.Module):
         # OFA's 0.02, meant for its widths, leaves a narrow model's logits so flat that it takes epochs to raise them
         nn.init.normal_(self.embed.weight, std=config.dim**-0.5)
         nn.init.zeros_(self.embed.weight[PAD])
-        # behind a norm of 1, untrained attention is as loud as the patches it mixes, and much the same for all of them
+        # after a norm of 1, untrained attention is as loud as the patches it mixes, and much the same for all of them
         for name, weight in self.encoder.layers.named_parameters():
             if name.endswith("self_attn_out_norm.weight"):
                 nn.init.constant_(weight, 0.1)

@@ -36,6 +36,8 @@ class AnswerQuestion(Task):
     """A photo and a question to answers, the best first."""
 
     name = "answer"
+    photo = "optional"  # OFA answers questions without a photo, too
+    inputs = ("question",)
     does = "answer questions"
     defaults: ClassVar = {"prompt": PROMPT, "prefix": "none", "beams": 5, "max_tokens": 30, "normalize": False}
     metric = "answers"

@@ -79,10 +79,13 @@ class Task:
             replaced by the input; `prefix`, what the decoder is given before the answer; those named in `extra`; and
             fields of `GenerationConfig`, the search.
         extra: names of settings that only this task has.
-        reads_photo: whether the task is about a photo, or about text alone.
+        photo: whether the task needs a photo, takes one, or is about text alone.
+        inputs: names of its inputs, in order.
+        optional_inputs: names of further inputs, which may be left out.
         output: what the answer consists of: pieces of text, locations or image codes.
         metric: name of the figures by which training validates it, see `eval.validation`; None: it is not validated.
         reward: name of the reward by which it can be learned self-critically; None: it cannot.
+        count_name: the option that says how many answers are wanted, for errors.
         one_source: whether all examples of a photo have the same instruction, so that one encoding serves them all.
 
     Args:
@@ -96,10 +99,13 @@ class Task:
     does: ClassVar[str]
     defaults: ClassVar[Mapping[str, Any]]
     extra: ClassVar[tuple[str, ...]] = ()
-    reads_photo: ClassVar[bool] = True
+    photo: ClassVar[Literal["needed", "optional", "none"]] = "needed"
+    inputs: ClassVar[tuple[str, ...]] = ()
+    optional_inputs: ClassVar[tuple[str, ...]] = ()
     output: ClassVar[Literal["text", "locations", "codes"]] = "text"
     metric: ClassVar[str | None] = None
     reward: ClassVar[str | None] = None
+    count_name: ClassVar[str] = "count"
     one_source: ClassVar[bool] = False
 
     def __init__(
@@ -146,11 +152,36 @@ class Task:
             raise ArgumentError(f"there is no such option: {str(error).split('argument ')[-1]}") from None
         if not 1 <= count <= config.beams:
             raise ArgumentError(
-                f"num_captions={count} with beams={config.beams}; give 1 to {config.beams}, or more beams"
+                f"{self.count_name}={count} with beams={config.beams}; give 1 to {config.beams}, or more beams"
             )
         return config
 
     # Prediction
+
+    def check(self, photos: Sequence[Any] | None, columns: Sequence[Sequence[Any]]) -> None:
+        """Refuse photos and inputs that do not fit the task or each other.
+
+        Args:
+            photos: what is asked about, in any form; None for text alone.
+            columns: for each kind of input, one for each photo.
+
+        Raises:
+            ArgumentError: see above.
+        """
+        if photos is None and self.photo == "needed":
+            raise ArgumentError(f"{self.name} is about photos; give some")
+        if photos is not None and self.photo == "none":
+            raise ArgumentError(f"{self.name} is about text alone; give None instead of photos")
+        names = [*self.inputs, *(f"perhaps {name}" for name in self.optional_inputs)]
+        if not len(self.inputs) <= len(columns) <= len(names):
+            photo = [] if self.photo == "none" else ["a photo"]
+            raise ArgumentError(
+                f"{self.name} takes {', '.join([*photo, *names])}; {len(columns)} inputs were given beside the photos"
+            )
+        lengths = {len(column) for column in ([] if photos is None else [photos]) + list(columns)}
+        if len(lengths) > 1:
+            counts = " and ".join(map(str, sorted(lengths)))
+            raise ArgumentError(f"{self.name} was given lists of {counts} items; give lists of one length")
 
     def source(self, photo: Photo | None, *inputs: Any) -> list[int]:
         """Ids of the instruction.

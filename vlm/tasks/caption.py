@@ -27,6 +27,7 @@ class Caption(Task):
     """
 
     name = "caption"
+    count_name = "num_captions"
     does = "caption photos"
     defaults: ClassVar = {"prompt": PROMPT, **SENTENCE_SEARCH}
     extra = ("rerank",)

@@ -14,6 +14,7 @@ class Classify(Task):
     """A photo and labels to all of these with their log-probabilities, the likeliest first."""
 
     name = "classify"
+    inputs = ("labels",)
     does = "give photos labels"
     defaults: ClassVar = {"prompt": PROMPT}  # the answer is a label
 

@@ -17,7 +17,8 @@ class Complete(Task):
     name = "complete"
     does = "fill gaps in texts"
     defaults: ClassVar = {"prompt": PROMPT, "beams": 5, "max_tokens": 100, "no_repeat_ngram": 3}
-    reads_photo = False
+    photo = "none"
+    inputs = ("text",)
 
     def source(self, photo: Photo | None, *inputs: Any) -> list[int]:
         """Ids of the instruction around a text with gaps.

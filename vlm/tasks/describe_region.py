@@ -16,6 +16,7 @@ class DescribeRegion(Task):
     """
 
     name = "describe_region"
+    inputs = ("box",)
     does = "describe regions"
     defaults: ClassVar = {"prompt": PROMPT, "box_pixels": LOCATION_PIXELS, **SENTENCE_SEARCH}
     extra = ("box_pixels",)

@@ -21,6 +21,8 @@ class Entail(Task):
     """
 
     name = "entail"
+    inputs = ("sentence",)
+    optional_inputs = ("caption",)
     does = "judge sentences about photos"
     defaults: ClassVar = {"prompt": PROMPT, "prompt_with_caption": PROMPT_WITH_CAPTION, "prefix": "none"}
     extra = ("prompt_with_caption",)

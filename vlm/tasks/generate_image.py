@@ -19,9 +19,11 @@ class GenerateImage(Task):
     """A text to pictures, `int64[pictures, side, side]`: codes from 0 on, which `vlm.convert.vqgan` makes pixels of."""
 
     name = "generate_image"
+    count_name = "num_images"
     does = "draw pictures of texts"
     defaults: ClassVar = {"prompt": PROMPT, "sample": True, "top_k": 256}
-    reads_photo = False
+    photo = "none"
+    inputs = ("text",)
     output = "codes"
 
     def source(self, photo: Photo | None, *inputs: Any) -> list[int]:
@@ -56,6 +58,8 @@ class GenerateImage(Task):
         Raises:
             ArgumentError: a text without words, or options that exclude each other.
         """
+        if not self.tokenizer.num_codes:
+            raise ArgumentError(f"{predictor.name!r} has no image codes and cannot draw; load a model that has, of OFA")
         if num_images < 1:
             raise ArgumentError(f"num_images={num_images} is below 1; give 1 or more")
         cells = predictor.module.backbone.config.code_grid**2

@@ -20,6 +20,7 @@ class Ground(Task):
     """
 
     name = "ground"
+    inputs = ("phrase",)
     does = "find what a phrase names"
     defaults: ClassVar = {
         "prompt": PROMPT,

@@ -23,7 +23,8 @@ class Summarize(Task):
         "length_penalty": 0.7,
         "no_repeat_ngram": 3,
     }
-    reads_photo = False
+    photo = "none"
+    inputs = ("text",)
 
     def source(self, photo: Photo | None, *inputs: Any) -> list[int]:
         (text,) = inputs

@@ -56,7 +56,7 @@ def read_counters(path: Path) -> dict[str, Any]:
     """The counters of a checkpoint.
 
     Raises:
-        DataError: the file is no checkpoint.
+        DataError: the file is not a checkpoint.
     """
     try:
         with safe_open(path, framework="pt") as file:

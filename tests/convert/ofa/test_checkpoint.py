@@ -331,7 +331,7 @@ def test_settings_of_another_model(small, tmp_path):
     namespace = small.namespace()
     del namespace.resnet_type
     message = refusal(small.file(tmp_path / "a.pt", cfg={"model": namespace}))
-    assert "a.pt' is no OFA checkpoint: its settings lack 'resnet_type'" in message
+    assert "a.pt' is not an OFA checkpoint: its settings lack 'resnet_type'" in message
     assert "its settings lack" in refusal(small.file(tmp_path / "b.pt", cfg=None))
     assert "its weights are a list" in refusal(small.file(tmp_path / "c.pt", model=[1]))
 
@@ -397,9 +397,9 @@ def test_numbers_of_numpy_among_the_statistics_are_passed_over(small, tmp_path):
 
 
 def test_folders_that_are_no_checkpoints(small, tmp_path):
-    assert "is no OFA checkpoint: needs config.json and" in refusal(tmp_path)
+    assert "is not an OFA checkpoint: needs config.json and" in refusal(tmp_path)
     torch.save(small.tensors(hub=True), tmp_path / "pytorch_model.bin")
-    assert "is no OFA checkpoint: needs config.json and" in refusal(tmp_path)
+    assert "is not an OFA checkpoint: needs config.json and" in refusal(tmp_path)
     for text, message in [("{", "config.json' is not JSON"), ("[]", "its settings lack"), ("{}", "its settings lack")]:
         (tmp_path / "config.json").write_text(text)
         assert message in refusal(tmp_path)
@@ -440,5 +440,5 @@ def test_names_lead_nowhere_or_to_the_hub(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(ModelError, match=r"'owner/name' is no local folder and .* from the hub: no route$"):
+    with pytest.raises(ModelError, match=r"'owner/name' is not a local folder and .* from the hub: no route$"):
         ofa.load_ofa("owner/name")

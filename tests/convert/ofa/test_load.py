@@ -200,7 +200,7 @@ def test_errors_are_one_line(checkpoint, vocabulary, tmp_path, capsys):
     assert "exists and is not an empty folder" in refused(checkpoint, vocabulary, "--tokenizer", vocabulary)
     assert "exists and is not an empty folder" in refused(checkpoint, checkpoint, "--tokenizer", vocabulary)
     assert "size=0 is not a positive" in refused(checkpoint, new, "--tokenizer", vocabulary, "--image-size", "0")
-    below = checkpoint / "new"  # a file is no folder
+    below = checkpoint / "new"  # a file is not a folder
     assert "cannot be written" in refused(checkpoint, below, "--tokenizer", vocabulary)
     assert not new.exists()
 

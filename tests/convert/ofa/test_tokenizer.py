@@ -230,7 +230,7 @@ def test_a_failing_network_is_one_line(monkeypatch):
         raise OSError("no route\nto host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    assert "'owner/name' is no local folder and could not be fetched from the hub: no route" in refusal("owner/name")
+    assert "'owner/name' is not a local folder and could not be fetched from the hub: no route" in refusal("owner/name")
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def from_fairseq(values: Mapping[str, Any]) -> Settings:
     """Read the settings of a fairseq checkpoint, flat, under the names of the command line.
 
     Raises:
-        KeyError: a setting is missing, so that this is no OFA model.
+        KeyError: a setting is missing, so that this is not an OFA model.
         ValueError: a setting asks for what this backbone does not have.
     """
     _require(
@@ -101,7 +101,7 @@ def from_transformers(values: Mapping[str, Any]) -> Settings:
     It says nothing of photos; their size is that of the publisher's examples.
 
     Raises:
-        KeyError: a setting is missing, so that this is no OFA model.
+        KeyError: a setting is missing, so that this is not an OFA model.
         ValueError: a setting asks for what this backbone does not have.
     """
     _require(

@@ -43,7 +43,7 @@ def read_checkpoint(path: Path, ema: bool = False) -> Checkpoint:
         ema: take the averaged weights, with which the original evaluates VQA.
 
     Raises:
-        ModelError: there is no such file, it is damaged, or it is no OFA checkpoint.
+        ModelError: there is no such file, it is damaged, or it is not an OFA checkpoint.
     """
     if path.is_dir():
         if ema:
@@ -75,7 +75,7 @@ def _read_folder(folder: Path) -> Checkpoint:
     config = folder / "config.json"
     if file is None or not config.is_file():
         raise ModelError(
-            f"{str(folder)!r} is no OFA checkpoint: needs config.json and pytorch_model.bin or .safetensors"
+            f"{str(folder)!r} is not an OFA checkpoint: needs config.json and pytorch_model.bin or .safetensors"
         )
     try:
         values = json.loads(config.read_text(encoding="utf-8"))
@@ -125,7 +125,7 @@ def torch_load(file: Path, unread: str | None = None) -> Any:
             allowed += [(_Unread, name) for name in found if unread and name.startswith(unread)]
         with torch.serialization.safe_globals(allowed):
             return torch.load(file, map_location="cpu", weights_only=True, mmap=is_zip)
-    except Exception as error:  # torch raises nearly anything on files that are no checkpoints
+    except Exception as error:  # torch raises nearly anything on files that are not checkpoints
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         refused = next((line for line in lines if "GLOBAL" in line), None)
         if refused:
@@ -146,11 +146,11 @@ def _flat(values: Any) -> dict[str, Any]:
 
 def _mapping(tensors: Any, file: Path) -> Mapping[str, Tensor]:
     if not isinstance(tensors, dict):
-        raise ModelError(f"{str(file)!r} is no OFA checkpoint: its weights are a {type(tensors).__name__}")
+        raise ModelError(f"{str(file)!r} is not an OFA checkpoint: its weights are a {type(tensors).__name__}")
     for name, tensor in tensors.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise ModelError(
-                f"{str(file)!r}: {name} is a {type(tensor).__name__}, not a tensor; it is no OFA checkpoint"
+                f"{str(file)!r}: {name} is a {type(tensor).__name__}, not a tensor; it is not an OFA checkpoint"
             )
     return tensors
 
@@ -159,6 +159,6 @@ def _settings(read: Any, values: dict[str, Any], file: Path) -> Settings:
     try:
         return read(values)
     except KeyError as error:
-        raise ModelError(f"{str(file)!r} is no OFA checkpoint: its settings lack {error}") from None
+        raise ModelError(f"{str(file)!r} is not an OFA checkpoint: its settings lack {error}") from None
     except (ValueError, TypeError, ArithmeticError) as error:
         raise ModelError(f"{str(file)!r}: {error}") from None
