@@ -1,5 +1,6 @@
 """Figures and rewards of training, by the names that tasks give them (`metric` and `reward` of `vlm.tasks`)."""
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,29 @@ def caption_figures(hypotheses: Mapping[str, str], references: Mapping[str, Sequ
 
     corpus = caption_scores(hypotheses, references).corpus
     return {name: 100 * corpus[name] for name in ("CIDEr", "BLEU-4")}
+
+
+def chinese_figures(hypotheses: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """CIDEr and BLEU-4 of Chinese sentences, whose tokens are their characters, in points of a hundred."""
+    split = {key: " ".join(text.replace(" ", "")) for key, text in hypotheses.items()}
+    people = {key: [" ".join(text.replace(" ", "")) for text in texts] for key, texts in references.items()}
+    return caption_figures(split, people)
+
+
+def box_figures(found: Mapping[str, str], right: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Share of boxes, JSON lists, that overlap the right one by half of their union, in points of a hundred."""
+    from eval.metrics.grounding import grounding_hits
+
+    # fractions to thousandths: the metric is made for pixels
+    boxes = [[1000 * value for value in json.loads(box)] for box in found.values()]
+    targets = [[1000 * value for value in json.loads(right[key][0])] for key in found]
+    return {"accuracy@0.5": 100 * float(grounding_hits(boxes, targets).mean()), "phrases": len(boxes)}
+
+
+def probability_figures(found: Mapping[str, str], right: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """Share of probabilities on the right side of a half, `yes` or `no`, in points of a hundred."""
+    hits = [(float(value) >= 0.5) == (right[key][0] == "yes") for key, value in found.items()]
+    return {"accuracy": 100 * sum(hits) / len(hits), "sentences": len(hits)}
 
 
 def answer_figures(answers: Mapping[str, str], people: Mapping[str, Sequence[str]]) -> dict[str, float]:
@@ -53,6 +77,13 @@ def cider_reward(captions: Sequence[Sequence[str]]) -> Callable[[int, Sequence[s
 
 
 MEASURES = Measures(
-    metrics={"captions": caption_figures, "answers": answer_figures, "retrieval": retrieval_figures},
+    metrics={
+        "captions": caption_figures,
+        "captions_chinese": chinese_figures,
+        "answers": answer_figures,
+        "boxes": box_figures,
+        "probabilities": probability_figures,
+        "retrieval": retrieval_figures,
+    },
     rewards={"cider": cider_reward},
 )

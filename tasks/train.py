@@ -24,6 +24,8 @@ class Args:
     """Folder of .tar shards."""
     out: str
     """Folder for checkpoints, logs and the finished models."""
+    annotations: tuple[str, ...] = ()
+    """Files of annotations beside the shards, such as boxes: JSON Lines, plain or gzip, whose key is the sample's."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints."""
 
@@ -55,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     args = parse(f"train {name}", RunArgs, __doc__, argv)
     from eval.validation import MEASURES
 
-    train(args.run, args.data, Path(args.out).expanduser(), MEASURES, args.checkpoint_minutes)
+    train(args.run, args.data, Path(args.out).expanduser(), MEASURES, args.checkpoint_minutes, args.annotations)
 
 
 if __name__ == "__main__":

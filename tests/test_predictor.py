@@ -176,7 +176,7 @@ def test_a_box_is_what_the_locations_say(model):
         beams=5, min_tokens=4, max_tokens=4, no_repeat_ngram=3, allowed=(tokenizer.bin_start, tokenizer.vocab_size)
     )
     boxes = []
-    for asked, cleaned in [("The red-sofa", "the red sofa"), ("A dog.", "a dog"), ("grass", "grass"), ("two", "two")]:
+    for asked, cleaned in [("The red-sofa", "the red sofa"), ("A dog.", "a dog."), ("grass", "grass"), ("two", "two")]:
         ids = tokenizer.encode(f' which region does the text " {cleaned} " describe?')
         with torch.inference_mode():
             encoded = backbone.encode(torch.tensor([[0, *ids, 2]]), photo.patches[None])

@@ -220,9 +220,19 @@ class Model:
         """Summarise a text in a sentence; errors as in `run`."""
         return self.run("summarize", None, [text], **options)[0][0].text
 
-    def complete(self, text: str, **options: Any) -> str:
-        """Write out a text with gaps, each written `<mask>`: `a dog <mask> in the snow`; errors as in `run`."""
-        return self.run("complete", None, [text], **options)[0][0].text
+    def complete(self, text: str, image: "ImageSource | Photo | None" = None, **options: Any) -> str:
+        """Write out a text with gaps, each written `<mask>`: `a dog <mask> in the snow`; errors as in `run`.
+
+        Args:
+            text: with gaps.
+            image: what the text is about; None: text alone.
+            options: fields of `GenerationConfig`.
+        """
+        return self.run("complete", None if image is None else [image], [text], **options)[0][0].text
+
+    def match(self, image: "ImageSource | Photo", sentence: str) -> float:
+        """The probability that a sentence fits a photo; errors as in `run`."""
+        return self.run("match", [image], [sentence])[0]
 
     def image_codes(self, text: str, **options: Any) -> Tensor:
         """Draw pictures of a text, as codes that `vlm.convert.vqgan` turns into pixels; errors as in `run`.

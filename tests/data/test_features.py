@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from vlm.data import features as module
-from vlm.data.augment import Augmentation, random_view
+from vlm.data.augment import Augmentation, View, random_view
 from vlm.data.features import cached_features, view
 from vlm.data.shards import Sample
 from vlm.errors import DataError, ImageError
@@ -39,9 +39,13 @@ def tower(seed: int = 0):
     return build_tower(TowerConfig("test_efficientnet")).eval()
 
 
-def keep(folder, photos, trunk=None, views=3, batch_size=2, seed=0):
+def keep(folder, photos, trunk=None, views=3, batch_size=2, seed=0) -> np.ndarray:
     trunk = trunk or tower()
-    return cached_features(folder, photos, trunk, STAGE, TRANSFORM, AUGMENTATION, views, seed, batch_size)
+    return cached_features(folder, photos, trunk, STAGE, TRANSFORM, AUGMENTATION, views, seed, batch_size).features
+
+
+def look(sample: Sample, augmentation: Augmentation | None, seed: str) -> torch.Tensor:
+    return view(sample, TRANSFORM, augmentation, seed)[0]
 
 
 def damaged(i: int) -> Sample:
@@ -51,16 +55,16 @@ def damaged(i: int) -> Sample:
 def test_the_first_view_is_the_whole_photo():
     sample = samples(1)[0]
     expected = TRANSFORM(load_image(sample.image))
-    assert torch.equal(view(sample, TRANSFORM, None, "any"), expected)
+    assert torch.equal(look(sample, None, "any"), expected)
 
 
 def test_a_view_depends_on_seed_and_photo_alone():
     first, second = samples(2)
-    same = [view(first, TRANSFORM, AUGMENTATION, "0/view1") for _ in range(2)]
+    same = [look(first, AUGMENTATION, "0/view1") for _ in range(2)]
     assert torch.equal(*same)
-    assert not torch.equal(same[0], view(first, TRANSFORM, AUGMENTATION, "0/view2"))
+    assert not torch.equal(same[0], look(first, AUGMENTATION, "0/view2"))
     renamed = Sample(second.key, first.image, first.captions)
-    assert not torch.equal(same[0], view(renamed, TRANSFORM, AUGMENTATION, "0/view1"))
+    assert not torch.equal(same[0], look(renamed, AUGMENTATION, "0/view1"))
 
 
 def test_captions_with_sides_are_never_mirrored_and_squashed_photos_keep_their_shape(monkeypatch):
@@ -71,8 +75,8 @@ def test_captions_with_sides_are_never_mirrored_and_squashed_photos_keep_their_s
         return random_view(image, config, rng, squashed, flip)
 
     monkeypatch.setattr(module, "random_view", spy)
-    view(Sample("a", photo(0), ("a dog on the left",), squashed=True), TRANSFORM, AUGMENTATION, "")
-    view(Sample("a", photo(0), ("a dog",)), TRANSFORM, AUGMENTATION, "")
+    look(Sample("a", photo(0), ("a dog on the left",), squashed=True), AUGMENTATION, "")
+    look(Sample("a", photo(0), ("a dog",)), AUGMENTATION, "")
     assert seen == [(True, False), (False, True)]
 
 
@@ -80,7 +84,7 @@ def test_kept_features_equal_the_direct_computation(tmp_path):
     photos, trunk = samples(3), tower()
     kept = keep(tmp_path, photos, trunk, views=3, batch_size=2)
     assert kept.shape[:2] == (3, 3) and kept.dtype == np.float16
-    images = [view(sample, TRANSFORM, AUGMENTATION if v else None, f"0/view{v}") for sample in photos for v in range(3)]
+    images = [look(sample, AUGMENTATION if v else None, f"0/view{v}") for sample in photos for v in range(3)]
     batches = [torch.stack(images[i : i + 2]) for i in range(0, 9, 2)]
     direct = torch.cat([trunk_features(trunk, batch, STAGE) for batch in batches]).unflatten(0, (3, 3))
     assert np.array_equal(kept, direct.numpy()) and np.isfinite(kept).all() and kept.std() > 0
@@ -161,7 +165,7 @@ def test_a_damaged_photo_is_marked_and_named(tmp_path):
     photos = [*samples(100)]
     photos[7] = damaged(7)
     with pytest.raises(ImageError):
-        view(photos[7], TRANSFORM, None, "")
+        look(photos[7], None, "")
     with pytest.warns(UserWarning, match="skipped photo: 'photo7' is damaged") as warned:
         kept = keep(tmp_path, photos, views=2, batch_size=32)
     assert len(warned) == 1  # once, not once a view
@@ -173,3 +177,25 @@ def test_too_many_damaged_photos_fail(tmp_path):
     photos[3] = damaged(3)
     with pytest.warns(UserWarning), pytest.raises(DataError, match=r"1 of 20 photos cannot be decoded \(photo3\)"):
         keep(tmp_path, photos)
+
+
+def test_the_part_of_the_photo_is_kept_with_each_view(tmp_path):
+    """The view that is kept says where in the photo it lies: cut out there, the photo looks the same."""
+    photos = samples(5)
+    plain = Augmentation(min_area=0.3, flip=0.5, jitter=0.0)
+    for _ in range(2):  # computed, and read again
+        kept = cached_features(tmp_path, photos, tower(), STAGE, TRANSFORM, plain, 4, 0)
+    mirrored = 0
+    for i, sample in enumerate(photos):
+        assert kept.read(i, 0, sample)[1] == View()
+        for number in range(1, 4):
+            features, part = kept.read(i, number, sample)
+            image = load_image(sample.image)
+            left, top, right, bottom = (round(v * side) for v, side in zip(part.box, image.size * 2, strict=True))
+            image = image.crop((left, top, right, bottom))
+            if part.mirrored:
+                image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+                mirrored += 1
+            expected = trunk_features(tower(), TRANSFORM(image)[None], STAGE)[0].float()
+            torch.testing.assert_close(features, expected, atol=2e-3, rtol=2e-3)  # kept as float16
+    assert 0 < mirrored < 15

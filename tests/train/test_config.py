@@ -39,8 +39,10 @@ def test_shipped_configurations_are_complete(file):
         return
     assert all(0 <= phase.stage <= 9 for phase in config.phases)  # tf_efficientnet_lite2 has nine stages
     if config.backbone is None:
-        assert config.init in bundled() and config.pair is not None
-        assert config.pair.text == TextConfig()  # that of the weights it starts from
+        assert config.init in bundled()
+        pairs = {isinstance(phase.objective, Contrastive) for phase in config.phases}
+        assert pairs == {config.pair is not None}  # a pair on its tower, or more tasks for its backbone
+        assert config.pair is None or config.pair.text == TextConfig()  # that of the weights it starts from
         return
     assert config.backbone.vocab_size == 0 and config.init == "imagenet"
     largest = -(-config.image.size // 32)
@@ -163,12 +165,8 @@ def test_missing_parts_have_their_defaults():
         ({"mix": ["caption"]}, "phase 'x': mix=.'caption'. must hold tasks with weights above 0"),
         ({"schedule": "step"}, "phase 'x': schedule='step' is unknown; choose cosine, linear"),
         (
-            {"mix": {"caption": 1.0, "answer": 1.0}, "objective": SelfCritical()},
-            "answer is learned by cross_entropy; it has no reward for self_critical",
-        ),
-        (
-            {"mix": {"answer": 1.0}, "objective": SelfCritical()},
-            "phase 'x': answer is learned by cross_entropy; it has",
+            {"mix": {"answer": 1.0, "ground": 1.0}, "objective": SelfCritical()},
+            "phase 'x': self_critical needs a task with a reward in mix, such as caption",
         ),
         (
             {"objective": CrossEntropy(closed_answers=True)},

@@ -307,7 +307,7 @@ def test_a_tiny_model_overfits_four_photos(tmp_path):
 
     bundle = load_folder(tmp_path / "a")
     model, tokenizer, transform = bundle.module, bundle.tokenizer, bundle.transform
-    images = torch.stack([view(photo, transform, None, "") for photo in photos])
+    images = torch.stack([view(photo, transform, None, "")[0] for photo in photos])
     prompt = torch.tensor([[0, *tokenizer.encode(" what does the image describe?"), 2]]).expand(4, -1)
     with torch.inference_mode():
         encoded = model.backbone.encode(prompt, model.tower(images))

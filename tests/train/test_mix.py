@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlm.data.features import KeptFeatures
 from vlm.data.shards import Sample, epoch_order
 from vlm.errors import DataError
 from vlm.train.build import build
@@ -142,7 +143,8 @@ def test_tasks_are_drawn_by_their_weights(caption, answer):
 
 def batches(run: Seq2SeqTrainer, phase: Phase, plan: Plan, first: int = 0, index: int = 0) -> list[Batch]:
     """Those of a plan, with kept features in place of photos."""
-    features = np.zeros((PHOTOS, phase.views, 1, 1, 1), dtype=np.float16)
+    views = np.tile(np.array([0, 0, 1, 1, 0], np.float32), (PHOTOS, phase.views, 1))
+    features = KeptFeatures(np.zeros((PHOTOS, phase.views, 1, 1, 1), dtype=np.float16), views)
     return list(run._batches(index, phase, plan, first, len(plan.tasks), features))
 
 

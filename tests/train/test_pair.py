@@ -215,6 +215,6 @@ def test_a_small_pair_learns_four_photos(tmp_path):
     bundle = load_folder(tmp_path / "a")
     model, transform = bundle.module, bundle.transform
     with torch.no_grad():
-        grid = model.tower(torch.stack([view(photo, transform, None, "") for photo in photos]))
+        grid = model.tower(torch.stack([view(photo, transform, None, "")[0] for photo in photos]))
         text = torch.cat([pair.encode_text(torch.tensor([words.encode(one).ids])) for one in texts])
         assert (pair.encode_patches(grid) @ text.T).argmax(1).tolist() == [0, 1, 2, 3]

@@ -25,7 +25,7 @@ from vlm.files.bundle import load_bundle
 from vlm.models.layers import DropPath
 from vlm.predictor import decoder_prefix, encoder_ids
 from vlm.train.build import build
-from vlm.train.config import CrossEntropy, Phase, TrainConfig, from_json
+from vlm.train.config import CrossEntropy, Phase, SelfCritical, TrainConfig, from_json
 from vlm.train.loop import Batch
 from vlm.train.plan import learning_rate, split_samples
 from vlm.train.seq2seq import Seq2SeqTrainer
@@ -209,7 +209,9 @@ def test_a_killed_run_ends_as_an_unbroken_one(checkpoint, tmp_path, run_until):
 # Steps
 
 
-def gradients(run: Seq2SeqTrainer, phase: Phase, photos: list[int], dropout: float = 0.0) -> tuple[float, dict]:
+def gradients(
+    run: Seq2SeqTrainer, phase: Phase, photos: list[int], dropout: float = 0.0, task: str = ""
+) -> tuple[float, dict]:
     """Loss of one step on these photos, and the gradients that it leaves.
 
     In float64: what reaches the first layers is a small rest of large terms, so that in float32 it would depend on the
@@ -218,7 +220,7 @@ def gradients(run: Seq2SeqTrainer, phase: Phase, photos: list[int], dropout: flo
     run.module.zero_grad()
     run.module.double()
     run.prepare(replace(phase, dropout=dropout, drop_path=0.0))
-    (task,) = phase.mix
+    task = task or next(iter(phase.mix))
     texts = [example for i in photos for example in run.texts(i, task, phase, random.Random(i))]
     images = torch.stack([run.config.image(Image.open(io.BytesIO(photo(i)))).double() for i in photos])
     loss, _ = run.backward(run.module, run._step(phase, Batch(task, images, photos, texts), "seed", done=0.0))
@@ -248,6 +250,17 @@ def test_a_batch_of_questions_is_the_mean_of_its_words(checkpoint, tmp_path):
     whole = gradients(run, phase, [short, long])[0]
     total = sum(gradients(run, phase, [i])[0] * tokens[i] for i in (short, long))
     assert whole == pytest.approx(total / (tokens[short] + tokens[long]), rel=1e-4)
+
+
+def test_beside_rewards_other_tasks_are_learned_by_cross_entropy(checkpoint, tmp_path):
+    run = trainer(tmp_path, from_ofa(checkpoint, CAPTION, ANSWER), samples(7))
+    mix = {"caption": 1.0, "answer": 1.0}
+    rewarded = Phase("x", mix, batch_size=2, texts_per_photo=2, objective=SelfCritical())
+    plain = Phase("x", mix, batch_size=2, texts_per_photo=2)
+    loss, found = gradients(run, rewarded, [2, 3], task="answer")
+    expected, right = gradients(run, plain, [2, 3], task="answer")
+    assert loss == expected and found.keys() == right.keys()
+    assert all(torch.equal(found[name], right[name]) for name in right)
 
 
 def test_the_worst_words_are_dropped_late_in_a_phase(checkpoint, tmp_path):

@@ -13,7 +13,7 @@ from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm import tqdm
 
-from vlm.data.augment import Augmentation, may_flip, random_view
+from vlm.data.augment import Augmentation, View, may_flip, random_view
 from vlm.data.shards import Sample, Skipped
 from vlm.data.stream import ordered_map
 from vlm.errors import ImageError
@@ -22,13 +22,39 @@ from vlm.image import ImageTransform, load_image
 from vlm.models.towers import Tower, trunk_features, trunk_tensors
 
 
-def view(sample: Sample, transform: ImageTransform, augmentation: Augmentation | None, seed: str) -> Tensor:
+def view(
+    sample: Sample, transform: ImageTransform, augmentation: Augmentation | None, seed: str
+) -> tuple[Tensor, View]:
     """One view of a photo, `float32[3, size, size]`: the whole photo, or a random one that depends on `seed` alone."""
-    image = load_image(sample.image, name=sample.key)
+    image, part = load_image(sample.image, name=sample.key), View()
     if augmentation is not None:
         rng = random.Random(f"{seed}/{sample.key}")
-        image = random_view(image, augmentation, rng, sample.squashed, may_flip(sample.captions))
-    return transform(image)
+        image, part = random_view(image, augmentation, rng, sample.squashed, may_flip(sample.texts()))
+    return transform(image), part
+
+
+class KeptFeatures:
+    """Features of several views of each photo, on disk.
+
+    Attributes:
+        features: `float16[samples, views, channels, height, width]`, NaN for photos that cannot be decoded.
+        views: `float32[samples, views, 5]`: the box of each `View`, and 1 where it is mirrored.
+    """
+
+    def __init__(self, features: np.ndarray, views: np.ndarray):
+        self.features, self.views = features, views
+
+    def read(self, row: int, number: int, sample: Sample) -> tuple[Tensor, View]:
+        """Features of one view of a photo, `float32[channels, height, width]`, and the view.
+
+        Raises:
+            ImageError: the photo could not be decoded.
+        """
+        found = torch.from_numpy(np.array(self.features[row, number])).float()
+        if found[0, 0, 0].isnan():
+            raise ImageError(f"{sample.key!r} could not be decoded when its features were computed")
+        left, top, right, bottom, mirrored = self.views[row, number].tolist()
+        return found, View((left, top, right, bottom), mirrored > 0)
 
 
 def cached_features(
@@ -42,22 +68,19 @@ def cached_features(
     seed: int,
     batch_size: int = 32,
     device: str = "cpu",
-) -> np.ndarray:
+) -> KeptFeatures:
     """Trunk features of several views of each photo; view 0 is the whole photo, the others are random.
 
     Goes on where an interrupted call stopped. Another tower, stage, size or set of photos starts anew.
-
-    Returns:
-        A memory map `float16[samples, views, channels, height, width]`, NaN for photos that cannot be decoded.
 
     Raises:
         DataError: too many photos cannot be decoded.
     """
     folder.mkdir(parents=True, exist_ok=True)
     stamp = _stamp(samples, tower, stage, transform, augmentation, views, seed)
-    state, file = folder / "features.json", folder / "features.npy"
+    state, file, boxes = (folder / name for name in ("features.json", "features.npy", "views.npy"))
     done = 0
-    if state.exists() and file.exists():
+    if state.exists() and file.exists() and boxes.exists():
         saved = json.loads(state.read_text())
         done = saved["done"] if saved["stamp"] == stamp else 0
     tower = tower.eval()
@@ -66,37 +89,41 @@ def cached_features(
     if not done:
         state.unlink(missing_ok=True)  # it must not vouch for the file that is overwritten now
     features = open_memmap(file, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
+    parts = open_memmap(boxes, mode="r+" if done else "w+", dtype=np.float32, shape=(*shape[:2], 5))
     skipped = Skipped(len(samples))
     jobs = [(i, v) for i in range(len(samples)) for v in range(views)]
 
-    def load(job: tuple[int, int]) -> Tensor:
+    def load(job: tuple[int, int]) -> tuple[Tensor, View]:
         i, v = job
         try:
             return view(samples[i], transform, augmentation if v else None, f"{seed}/view{v}")
         except ImageError as error:
             skipped.add(samples[i], error)
-            return torch.full((3, transform.size, transform.size), torch.nan)
+            return torch.full((3, transform.size, transform.size), torch.nan), View()
 
     flat = features.reshape(-1, *probe.shape[1:])
     images = ordered_map(load, jobs[done:], ahead=3 * batch_size)
     with tqdm(total=len(jobs), initial=done, unit="view", desc="features", disable=done == len(jobs)) as bar:
         while done < len(jobs):
-            batch = torch.stack(list(islice(images, batch_size)))
+            loaded = list(islice(images, batch_size))
+            batch = torch.stack([image for image, _ in loaded])
             found = trunk_features(tower, batch.to(device), stage).cpu().numpy()
             found[batch[:, 0, 0, 0].isnan().numpy()] = np.nan  # a network may turn NaN into numbers
             flat[done : done + len(batch)] = found
+            parts.reshape(-1, 5)[done : done + len(batch)] = [(*part.box, part.mirrored) for _, part in loaded]
             done += len(batch)
             bar.update(len(batch))
             if done == len(jobs) or done // batch_size % 50 == 0:
                 features.flush()
+                parts.flush()
                 write_text(state, json.dumps({"stamp": stamp, "done": done}))
-    return open_memmap(file, mode="r")
+    return KeptFeatures(open_memmap(file, mode="r"), np.load(boxes))
 
 
 def _stamp(samples: Sequence[Sample], tower: Tower, stage: int, *settings: object) -> str:
     digest = hashlib.sha256(repr((stage, settings)).encode())
     for sample in samples:
-        digest.update(f"{sample.key} {len(sample.image)}".encode())
+        digest.update(f"{sample.key} {len(sample.image)} {may_flip(sample.texts())}".encode())
     for tensor in trunk_tensors(tower, stage):  # the head may go on learning
         digest.update(tensor.detach().cpu().add(0).numpy().tobytes())  # averages turn -0 into 0
     return digest.hexdigest()

@@ -40,6 +40,14 @@ class Sample:
     squashed: bool = False
     fields: dict[str, Any] = field(default_factory=dict, repr=False)
 
+    def texts(self) -> Iterator[str]:
+        """What is said about the photo: captions in all languages, and questions with their answers."""
+        yield from self.captions
+        for language in ("zh", "de"):
+            yield from map(str, self.fields.get(language) or ())
+        for item in self.fields.get("vqa") or ():
+            yield f"{item.get('question')} {item.get('answers')}" if isinstance(item, dict) else str(item)
+
 
 def find_shards(data: str | Path) -> list[str]:
     """The `.tar` files of a folder, sorted, or the file itself.

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
+from vlm.data.questions import MadeQuestion, questions_about
 from vlm.data.shards import Sample
 from vlm.decoding.answer import Answer
 from vlm.errors import ArgumentError, DataError
@@ -97,10 +98,14 @@ class AnswerQuestion(Task):
 
     def examples(self, sample: Sample, rng: random.Random, count: int) -> list[TrainingExample]:
         found: list[TrainingExample] = []
-        for source, answers in choose(self._readable(sample), count, rng):
+        asked, share = self._readable(sample), self.rules.made_questions
+        num_made = sum(not asked or rng.random() < share for _ in range(count)) if share else 0
+        for source, answer in self._made(sample, num_made, rng):
+            found.append(self.example(source, answer))
+        for source, answers in choose(asked, count - len(found), rng):
             ids, weight = choose_answer(answers, self.rules.weighted_answers, rng)
             found.append(self.example(source, ids, weight))
-        return found
+        return found if len(found) == count else []
 
     def unreadable(self, sample: Sample) -> int:
         return len(questions(sample, self.rules.answer_sets)) - len(self._readable(sample))
@@ -122,6 +127,21 @@ class AnswerQuestion(Task):
             if answers and (source := self._question_ids(question)):
                 found.append((source, answers))
         return found
+
+    def _made(self, sample: Sample, count: int, rng: random.Random) -> list[tuple[list[int], list[int]]]:
+        """Ids of questions made from what is known of a photo, each kind as likely, and of their answers."""
+        if not count:
+            return []
+        known = sample.fields
+        made = questions_about(
+            sample.captions, known.get("phrases") or (), known.get("boxes") or (), bool(known.get("boxes_complete"))
+        )
+        kinds: dict[str, list[MadeQuestion]] = {}
+        for question in made:
+            kinds.setdefault(question.kind, []).append(question)
+        chosen = [rng.choice(kinds[kind]) for kind in choose(list(kinds), count, rng)]
+        answers = self.tokenizer.encode_batch([f" {question.answer}" for question in chosen]) if chosen else []
+        return [(self.source(None, question.text), ids) for question, ids in zip(chosen, answers, strict=True)]
 
     def _answer_ids(self, question: Question) -> list[tuple[str, list[int]]]:
         ids = self.tokenizer.encode_batch([f" {answer}" for answer in question.answers])

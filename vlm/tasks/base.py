@@ -56,6 +56,7 @@ class TrainingRules:
         max_source: longest instruction that the encoder reads, start and end token included.
         max_target: longest sequence that the decoder reads.
         ofa_captions: captions as OFA learns them: at most 20 words, without punctuation, otherwise as they are.
+        made_questions: share of the questions that are made from captions and boxes, see `vlm.data.questions`.
         answer_sets: sources of questions whose several answers are together the one right answer, as in DAQUAR.
         weighted_answers: learn the answer that most people gave, weighted by their share; otherwise any answer, as
             often as people gave it.
@@ -65,6 +66,7 @@ class TrainingRules:
     max_source: int = 1024
     max_target: int = 1024
     ofa_captions: bool = False
+    made_questions: float = 0.0
     answer_sets: tuple[str, ...] = ()
     weighted_answers: bool = False
 
@@ -264,6 +266,11 @@ class Task:
     def texts(cls, sample: Sample) -> Iterator[str]:
         """The texts of a sample that a new tokenizer learns its pieces from."""
         yield from ()
+
+    @classmethod
+    def annotate(cls, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Add to the records of all samples what this task is learned from and one sample alone does not say."""
+        return samples
 
     def examples(self, sample: Sample, rng: random.Random, count: int) -> list[TrainingExample]:
         """What a step learns from a sample.

@@ -3,7 +3,9 @@
 import math
 from collections.abc import Iterable, Sequence
 
-from vlm.errors import ArgumentError
+from vlm.data.shards import Sample
+from vlm.errors import ArgumentError, DataError
+from vlm.tasks.text import clean_sentence
 from vlm.tokenizer import Tokenizer
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -58,3 +60,28 @@ def read_box(tokenizer: Tokenizer, ids: Iterable[int], width: int, height: int, 
         return None
     x, y = LOCATION_PIXELS * width / size, LOCATION_PIXELS * height / size
     return values[0] * x, values[1] * y, values[2] * x, values[3] * y
+
+
+def phrases_with_box(sample: Sample) -> list[tuple[str, list[float]]]:
+    """The phrases of a sample's record that name exactly one thing, each once, with its box as fractions.
+
+    Args:
+        sample: its `phrases` is a list of `text` and `boxes`.
+
+    Raises:
+        DataError: the record has another form.
+    """
+    found: dict[str, list[float]] = {}
+    several: set[str] = set()
+    for phrase in sample.fields.get("phrases") or ():
+        try:
+            text, boxes = clean_sentence(phrase["text"]), [list(map(float, box)) for box in phrase.get("boxes") or ()]
+        except (AttributeError, KeyError, TypeError, ValueError):
+            shown = str(phrase)[:60]
+            raise DataError(f"sample {sample.key!r}: phrases holds {shown}; give objects of text and boxes") from None
+        if len(boxes) != 1 or len(boxes[0]) != 4 or not text:
+            continue
+        left, top, right, bottom = box = [min(max(value, 0.0), 1.0) for value in boxes[0]]
+        if left < right and top < bottom and found.setdefault(text, box) != box:
+            several.add(text)
+    return [(text, box) for text, box in found.items() if text not in several]

@@ -34,6 +34,7 @@ class Caption(Task):
     metric = "captions"
     reward = "cider"
     one_source = True
+    language: ClassVar[str | None] = None  # the field of a sample's record that holds the captions; None: English
 
     def run(
         self,
@@ -59,7 +60,8 @@ class Caption(Task):
             ArgumentError: options that exclude each other, or the model has no encoders to rerank by.
         """
         if rerank is None:
-            rerank = self.settings.get("rerank", 0.0) if predictor.encoders is not None else 0.0
+            reads = predictor.encoders is not None and self.language is None  # the pair's text tower reads English
+            rerank = self.settings.get("rerank", 0.0) if reads else 0.0
         weight = reranking.check_weight(rerank)
         if weight and predictor.encoders is None:
             raise ArgumentError(f"{predictor.name!r} has no encoders to rerank by; leave rerank out")
@@ -72,7 +74,15 @@ class Caption(Task):
 
     @classmethod
     def in_sample(cls, sample: Sample) -> bool:
-        return any(map(clean_caption, sample.captions))
+        return any(map(clean_caption, cls.sentences(sample)))
+
+    @classmethod
+    def sentences(cls, sample: Sample) -> Sequence[str]:
+        """What people said about a sample in the task's language."""
+        if cls.language is None:
+            return sample.captions
+        found = sample.fields.get(cls.language) or ()
+        return (found,) if isinstance(found, str) else [str(text) for text in found]
 
     @classmethod
     def texts(cls, sample: Sample) -> Iterator[str]:
@@ -82,7 +92,7 @@ class Caption(Task):
 
     def examples(self, sample: Sample, rng: random.Random, count: int) -> list[TrainingExample]:
         source = self.source(None)
-        return [self.example(source, ids) for ids in choose(self.caption_ids(sample.captions), count, rng)]
+        return [self.example(source, ids) for ids in choose(self.caption_ids(self.sentences(sample)), count, rng)]
 
     def caption_ids(self, captions: Sequence[str]) -> list[list[int]]:
         """Cleaned captions as ids; too long ones are left out while there is a shorter one, and cut off otherwise."""
@@ -95,5 +105,5 @@ class Caption(Task):
         return [row for row in ids if len(row) <= longest] or [row[:longest] for row in ids]
 
     def checks(self, sample: Sample) -> Iterator[tuple[tuple[Any, ...], Sequence[str]]]:
-        if sample.captions:
-            yield (), sample.captions
+        if sentences := self.sentences(sample):
+            yield (), sentences

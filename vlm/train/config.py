@@ -43,7 +43,10 @@ class CrossEntropy:
 
 @dataclass(frozen=True)
 class SelfCritical:
-    """The backbone's own sentences compete for a reward; `texts_per_photo` of them are found by beam search."""
+    """The backbone's own sentences compete for a reward; `texts_per_photo` of them are found by beam search.
+
+    Tasks of the mix that have no reward are learned by cross entropy, so that they are not forgotten.
+    """
 
     no_repeat_ngram: int = 0
     """In place of the task's own setting: 0 lets sentences repeat themselves, so that the reward teaches otherwise."""
@@ -160,8 +163,8 @@ class Phase:
         if isinstance(self.objective, SelfCritical):
             if self.texts_per_photo < 2:
                 raise ValueError("self_critical compares sentences; texts_per_photo must be at least 2")
-            if without := [name for name in self.mix if known_tasks.TASKS[name].reward is None]:
-                raise ValueError(f"{without[0]} is learned by cross_entropy; it has no reward for self_critical")
+            if not any(known_tasks.TASKS[name].reward for name in self.mix):
+                raise ValueError("self_critical needs a task with a reward in mix, such as caption")
 
 
 @dataclass(frozen=True)
@@ -199,6 +202,8 @@ class TrainConfig:
     """Captions as OFA learns them: at most 20 words, without any punctuation, otherwise as they are written."""
     answer_sets: tuple[str, ...] = ()
     """Sources of questions whose several answers are together the one right answer, as in DAQUAR."""
+    made_questions: float = 0.0
+    """Share of the questions to learn that are made from captions and boxes, see `vlm.data.questions`."""
     repeats: dict[str, int] = field(default_factory=dict)
     """How often an epoch shows the photos of a source; 1 where none is given."""
     val_every: int = 20
@@ -212,6 +217,7 @@ class TrainConfig:
         if self.precision not in get_args(Precision):
             choices = ", ".join(get_args(Precision))
             raise ValueError(f"precision={self.precision!r} is unknown; choose {choices}")
+        _check_shares("", self, "made_questions")
         object.__setattr__(self, "answer_sets", tuple(self.answer_sets))  # JSON knows lists only
         try:
             known_tasks.check_names(self.tasks)

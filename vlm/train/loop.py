@@ -15,14 +15,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vlm.data.augment import hide_patches
-from vlm.data.features import cached_features, view
+from vlm.data.augment import View, hide_patches
+from vlm.data.features import KeptFeatures, cached_features, view
 from vlm.data.shards import Sample, Skipped, epoch_order
 from vlm.data.stream import ordered_map
 from vlm.errors import ArgumentError, DataError, ImageError
@@ -94,8 +93,8 @@ class Trainer(ABC):
         """What a phase trains besides the tower, and the peak learning rates; 0 freezes a module."""
 
     @abstractmethod
-    def texts(self, photo: int, task: str, phase: Phase, rng: random.Random) -> list[Any]:
-        """What a step of a task learns from a training photo: `phase.texts_per_photo` texts."""
+    def texts(self, photo: int, task: str, phase: Phase, rng: random.Random, view: View) -> list[Any]:
+        """What a step of a task learns from a view of a training photo: `phase.texts_per_photo` texts; perhaps none."""
 
     @abstractmethod
     def loss(self, wrapped: nn.Module, step: Step) -> tuple[Tensor, dict[str, float]]:
@@ -230,7 +229,7 @@ class Trainer(ABC):
             raise ArgumentError('training logs need tensorboard; pip install "vlm-foundation[train]"') from None
         return SummaryWriter(str(self.out / "tensorboard"))
 
-    def _features(self, phase: Phase) -> np.ndarray:
+    def _features(self, phase: Phase) -> KeptFeatures:
         """Kept features; the main process makes them, the others wait and read."""
         samples = [*self.train_samples, *self.val_samples]
         with self.accelerator.main_process_first():
@@ -266,7 +265,7 @@ class Trainer(ABC):
         return make_plan(phase.mix, pools, share, phase.epochs, f"{self.config.seed}/{index}/mix")
 
     def _batches(
-        self, index: int, phase: Phase, plan: Plan, first: int, last: int, features: np.ndarray | None
+        self, index: int, phase: Phase, plan: Plan, first: int, last: int, features: KeptFeatures | None
     ) -> Iterator[Batch]:
         """The batches of the steps from `first` to `last - 1`."""
         # by task, the seed of its current epoch and the photos of this process
@@ -285,34 +284,33 @@ class Trainer(ABC):
                 yield from ((task, seed, photo) for photo in photos)
 
         def load(job: tuple[str, str, int]) -> tuple[str, Tensor, int, list[Any]]:
-            task, seed, i = job
-            sample = self.train_samples[i]
-            rng = random.Random(f"{seed}/{i}")
-            texts = self.texts(i, task, phase, rng)
-            try:
-                if features is None:
-                    image = view(sample, self.config.image, self.config.augmentation, f"{seed}/{rng.random()}")
-                else:
-                    image = self._kept(features, i, rng.randrange(phase.views), sample)
-            except ImageError as error:
-                self.skipped.add(sample, error)
-                # the next photo stands in: batches stay full
-                pool = plan.pools[task]
-                return load((task, seed, min((j for j in pool if j > i), default=min(pool))))
-            return task, image, i, texts
+            task, seed, first = job
+            pool = plan.pools[task]
+            # where a photo is damaged, or its view shows nothing to learn, the next stands in: batches stay full
+            for i in [first, *(j for j in pool if j > first), *(j for j in pool if j < first)]:
+                rng = random.Random(f"{seed}/{i}")
+                try:
+                    image, part = self._look(i, seed, rng, phase, features)
+                except ImageError as error:
+                    self.skipped.add(self.train_samples[i], error)
+                    continue
+                if texts := self.texts(i, task, phase, rng, part):
+                    return task, image, i, texts
+            raise DataError(f"none of {len(pool)} photos can be used for the task {task}; leave it out of the mix")
 
         ready = ordered_map(load, jobs(), ahead=3 * phase.batch_size)
         while part := list(islice(ready, phase.batch_size)):
             tasks, images, photos, texts = zip(*part, strict=True)
             yield Batch(tasks[0], torch.stack(images), list(photos), [text for one in texts for text in one])
 
-    @staticmethod
-    def _kept(features: np.ndarray, row: int, number: int, sample: Sample) -> Tensor:
-        """Kept features of one view of a photo, `float32[channels, height, width]`."""
-        found = torch.from_numpy(np.array(features[row, number])).float()
-        if found[0, 0, 0].isnan():
-            raise ImageError(f"{sample.key!r} could not be decoded when its features were computed")
-        return found
+    def _look(
+        self, photo: int, seed: str, rng: random.Random, phase: Phase, features: KeptFeatures | None
+    ) -> tuple[Tensor, View]:
+        """A random view of a training photo: what the networks read, and which part of the photo it shows."""
+        sample = self.train_samples[photo]
+        if features is None:
+            return view(sample, self.config.image, self.config.augmentation, f"{seed}/{rng.random()}")
+        return features.read(photo, rng.randrange(phase.views), sample)
 
     def _step(self, phase: Phase, batch: Batch, seed: str, done: float = 0.0) -> Step:
         number = random.Random(f"{seed}/{self.accelerator.process_index}").getrandbits(62)
@@ -326,7 +324,7 @@ class Trainer(ABC):
 
     @torch.no_grad()
     def _validate(
-        self, phase: Phase, epoch: int, step: int, average: Average, features: np.ndarray | None, writer
+        self, phase: Phase, epoch: int, step: int, average: Average, features: KeptFeatures | None, writer
     ) -> None:
         """Measure the averaged weights on the validation photos and log the figures."""
         if not self.val_samples:
@@ -339,8 +337,8 @@ class Trainer(ABC):
             sample = self.val_samples[i]
             try:
                 if features is None:
-                    return sample, view(sample, self.config.image, None, "")
-                return sample, self._kept(features, len(self.train_samples) + i, 0, sample)  # view 0: the whole photo
+                    return sample, view(sample, self.config.image, None, "")[0]
+                return sample, features.read(len(self.train_samples) + i, 0, sample)[0]  # view 0: the whole photo
             except ImageError as error:
                 self.skipped.add(sample, error)
                 return None

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from vlm.data.augment import View
 from vlm.data.shards import Sample
 from vlm.files.bundle import Bundle, save_bundle
 from vlm.models.pair import PAD, ContrastivePair
@@ -137,7 +138,7 @@ class PairTrainer(Trainer):
                 bar.update(len(rows))
         return vectors
 
-    def texts(self, photo: int, task: str, phase: Phase, rng: random.Random) -> list[int]:
+    def texts(self, photo: int, task: str, phase: Phase, rng: random.Random, view: View) -> list[int]:
         return choose(self.sentences[photo], phase.texts_per_photo, rng)
 
     def _read(self, step: Step) -> Tensor:

@@ -1,11 +1,13 @@
 """A whole training run: configuration, shards, model and trainer put together."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm import tasks as known_tasks
+from vlm.data.annotations import join_annotations
 from vlm.data.shards import Sample, find_shards, read_samples
 from vlm.errors import ArgumentError, DataError
 from vlm.train.build import build
@@ -52,7 +54,12 @@ def read_config(name: str) -> TrainConfig:
 
 
 def train(
-    config: TrainConfig, data: str, out: Path, measures: Measures | None = None, checkpoint_minutes: float = 5.0
+    config: TrainConfig,
+    data: str,
+    out: Path,
+    measures: Measures | None = None,
+    checkpoint_minutes: float = 5.0,
+    annotations: Sequence[str | Path] = (),
 ) -> None:
     """Build the model and go through the phases; a run that was stopped goes on from its checkpoint.
 
@@ -63,13 +70,16 @@ def train(
             there as `config.resolved.json`.
         measures: what judges the run.
         checkpoint_minutes: time between checkpoints.
+        annotations: files beside the shards, see `vlm.data.annotations`.
 
     Raises:
         VLMError: the configuration, the shards or the checkpoint cannot be used.
     """
     keep_freed_memory()
-    samples = list(read_samples(find_shards(data)))
+    samples: Sequence[Sample] = join_annotations(read_samples(find_shards(data)), annotations)
     names = sorted({task for phase in config.phases for task in phase.mix}, reverse=True)
+    for name in names:
+        samples = known_tasks.TASKS[name].annotate(samples)
     train_samples, val_samples = split_samples(samples, config.val_every, names)
     if not train_samples:
         raise DataError(f"no photo with anything for {' or '.join(names)} among the {len(samples)} of {data!r}")
@@ -97,8 +107,14 @@ def make_trainer(
         return PairTrainer(config, bundle, train_samples, val_samples, out, metric, checkpoint_minutes)
     rewards: dict[str, Reward] = {}
     if any(isinstance(phase.objective, SelfCritical) for phase in config.phases):
-        captions = [sample.captions for sample in train_samples]
-        rewards = {name: make(captions) for name, make in measures.rewards.items()}
+        captions = {photo: sample.captions for photo, sample in enumerate(train_samples) if sample.captions}
+        rewards = {name: rewards_of(make, captions) for name, make in measures.rewards.items()}
     return Seq2SeqTrainer(
         config, bundle, train_samples, val_samples, out, rewards, measures.metrics, checkpoint_minutes
     )
+
+
+def rewards_of(make: Callable[[Sequence[Sequence[str]]], Reward], captions: Mapping[int, Sequence[str]]) -> Reward:
+    """A reward whose photos are numbers of training photos, of which only some have captions."""
+    reward, rows = make(list(captions.values())), {photo: row for row, photo in enumerate(captions)}
+    return lambda photo, sentences: reward(rows[photo], sentences)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from vlm import tasks as known_tasks
-from vlm.data.augment import hide_tokens
+from vlm.data.annotations import in_view
+from vlm.data.augment import View, hide_tokens
 from vlm.data.shards import Sample
 from vlm.decoding.search import generate
 from vlm.decoding.trie import Trie
@@ -22,7 +23,7 @@ from vlm.models.layers import Block, drop_path_rates
 from vlm.predictor import Photo, Predictor, encoder_ids, pad
 from vlm.tasks import Task, TrainingExample, TrainingRules
 from vlm.train.batches import IGNORED, allowed_tokens, teacher_forcing
-from vlm.train.config import CrossEntropy, Phase, SelfCritical, TrainConfig
+from vlm.train.config import CrossEntropy, Objective, Phase, SelfCritical, TrainConfig
 from vlm.train.loop import Trainer
 from vlm.train.objectives import label_smoothed_cross_entropy, mean_of_others, self_critical_loss
 from vlm.train.plan import Figures, Step
@@ -91,6 +92,7 @@ class Seq2SeqTrainer(Trainer):
             max_target=sizes.max_target_positions,
             ofa_captions=config.ofa_captions,
             answer_sets=config.answer_sets,
+            made_questions=config.made_questions,
             weighted_answers=isinstance(phase.objective, CrossEntropy) and phase.objective.weighted_answers,
         )
         return known_tasks.bind(self.bundle, {name: config.tasks.get(name, {}) for name in names}, rules)
@@ -122,8 +124,11 @@ class Seq2SeqTrainer(Trainer):
     def usable(self, photo: int, task: str) -> bool:
         return bool(self.tasks[task].examples(self.train_samples[photo], random.Random(0), 1))
 
-    def texts(self, photo: int, task: str, phase: Phase, rng: random.Random) -> list[TrainingExample]:
-        return self.tasks[task].examples(self.train_samples[photo], rng, phase.texts_per_photo)
+    def texts(
+        self, photo: int, task: str, phase: Phase, rng: random.Random, view: View | None = None
+    ) -> list[TrainingExample]:
+        sample = self.train_samples[photo]
+        return self.tasks[task].examples(in_view(sample, view) if view else sample, rng, phase.texts_per_photo)
 
     def backward(self, wrapped: nn.Module, step: Step) -> tuple[Tensor, dict[str, float]]:
         chunks = step.phase.chunks
@@ -139,7 +144,7 @@ class Seq2SeqTrainer(Trainer):
                 texts=step.texts[i * rows : (i + 1) * rows],
             )
             share = 1 / chunks
-            if isinstance(step.phase.objective, CrossEntropy):  # a mean over all tokens of the batch
+            if isinstance(objective_of(step.phase, self.tasks[step.task]), CrossEntropy):  # a mean over all tokens
                 share = sum(e.num_tokens for e in part.texts) / sum(e.num_tokens for e in step.texts)
             # several processes exchange their gradients once
             with nullcontext() if i == chunks - 1 else self.accelerator.no_sync(wrapped):
@@ -150,7 +155,8 @@ class Seq2SeqTrainer(Trainer):
         return total, figures
 
     def loss(self, wrapped: nn.Module, step: Step) -> tuple[Tensor, dict[str, float]]:
-        phase, objective, task = step.phase, step.phase.objective, self.tasks[step.task]
+        phase, task = step.phase, self.tasks[step.task]
+        objective = objective_of(phase, task)
         examples: list[TrainingExample] = step.texts
         images = step.images
         figures: dict[str, float] = {}
@@ -251,3 +257,10 @@ class Seq2SeqTrainer(Trainer):
         save_bundle(folder, replace(self.bundle, transform=self.config.image, tasks=settings, pair=None))
         for answers in self.closed.values():
             write_text(folder / "answers.txt", "".join(f"{answer}\n" for answer in answers))
+
+
+def objective_of(phase: Phase, task: Task) -> Objective:
+    """How a phase learns a task: by its own objective, or by cross entropy where the task has no reward."""
+    if isinstance(phase.objective, SelfCritical) and task.reward is None:
+        return CrossEntropy()
+    return phase.objective
