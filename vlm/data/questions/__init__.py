@@ -11,6 +11,7 @@ from vlm.data.questions.boxes import box_questions
 from vlm.data.questions.captions import caption_questions
 from vlm.data.questions.presence import presence_questions
 from vlm.data.questions.scene import Scene
+from vlm.data.questions.whole import whole_questions
 
 __all__ = ["KINDS", "MadeQuestion", "questions_about"]
 
@@ -36,6 +37,7 @@ def questions_about(
     found: dict[str, MadeQuestion] = {}
     made = [
         *caption_questions(scene),
+        *whole_questions(scene),
         *box_questions(scene, phrases, boxes, boxes_complete),
         *presence_questions(scene, phrases, boxes, boxes_complete),
     ]

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from vlm.data.questions.base import MadeQuestion
-from vlm.data.questions.lexicon import lexicon
+from vlm.data.questions.base import MadeQuestion, called
+from vlm.data.questions.lexicon import lexicon, word_set
 from vlm.data.questions.phrases import parse
 from vlm.data.questions.scene import Scene
 
@@ -12,6 +12,7 @@ SMALLEST = 0.004  # share of the picture: smaller things are overlooked
 MOST = 6
 ASIDE = 0.36  # a centre left of it is on the left; as far from the other edge, on the right
 WIDEST = 0.55
+SCENERY = word_set("scenery")
 UNCOUNTED = {"book", "dining table", "banana", "broccoli", "carrot", "apple", "orange", "chair", "sports ball"}
 
 
@@ -27,11 +28,14 @@ def box_questions(
             groups.setdefault(str(item["label"]), []).append(item["box"])
     for name, box in _entities(scene, phrases).items():
         groups.setdefault(name, []).extend(box)
-    single = {name: found[0] for name, found in groups.items() if len(found) == 1 and name not in ("dining table",)}
+    single = {name: found[0] for name, found in groups.items() if len(found) == 1 and name not in SCENERY}
     for name, box in single.items():
         side = _side(box)
         if side and _area(box) > 2 * SMALLEST:
             yield MadeQuestion(f"Which side of the picture is the {name} on?", side, "side")
+            for asked in ("left", "right"):
+                answer = "yes" if asked == side else "no"
+                yield MadeQuestion(f"Is the {name} on the {asked} side of the picture?", answer, "side")
     names = list(single)
     for index, name in enumerate(names):
         for other in names[index + 1 :]:
@@ -82,9 +86,14 @@ def _entities(scene: Scene, phrases: Sequence[Mapping]) -> dict[str, list[Box]]:
         if len(boxes) != 1 or len(heads) != 1 or phrase.get("scene") or phrase.get("entity") == "0":
             continue
         concept = heads[0].concept
-        if lexicon().sections[concept] in ("place", "clothing") or not scene.unique(concept) or not heads[0].one:
+        if (
+            lexicon().sections[concept] in ("place", "clothing")
+            or concept in SCENERY
+            or not scene.unique(concept)
+            or not heads[0].one
+        ):
             continue
-        name = heads[0].noun.word
+        name = called(heads[0].noun)
         if seen.setdefault(str(phrase["entity"]), name) != name:
             continue
         if boxes[0] not in found.setdefault(name, []):

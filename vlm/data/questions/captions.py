@@ -4,11 +4,11 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator
 
-from vlm.data.questions.base import MadeQuestion, a, be
+from vlm.data.questions.base import MadeQuestion, a, be, both, called
 from vlm.data.questions.clauses import Clause, clauses
 from vlm.data.questions.lexicon import lexicon, word_set
 from vlm.data.questions.phrases import Phrase
-from vlm.data.questions.scene import Scene
+from vlm.data.questions.scene import AGES, Scene
 
 COLOURED = ("animal", "vehicle", "clothing")
 COLOURED_THINGS = word_set("coloured_things") | {
@@ -34,10 +34,17 @@ ANIMAL_COLOURS = ("black", "white", "brown")
 HELD = ("holding", "carrying", "riding", "eating", "throwing", "pushing", "pulling", "kicking", "chasing", "driving",
         "catching", "chewing", "wearing", "climbing", "reading")  # fmt: skip
 PLAIN = word_set("plain")
-SAME_ACTION = {"leaping": "jumping", "laying": "lying", "racing": "running", "biking": "riding bike"}
-STILL = ("sitting", "sleeping", "lying")
+SAME_ACTION = {
+    "leaping": "jumping",
+    "laying": "lying down",
+    "lying": "lying down",
+    "racing": "running",
+    "biking": "riding bike",
+}
+STILL = ("sitting", "sleeping", "lying down")
 MOVING = ("running", "jumping", "swimming", "dancing", "climbing", "surfing", "skiing", "skateboarding", "flying")
 RESTS = word_set("rests")  # fmt: skip
+IN = (("in",), ("wearing",))
 INSIDE = {"kitchen", "bathroom", "bedroom", "living room", "dining room", "office", "classroom", "gym", "hallway"}
 OUTSIDE = {"beach", "ocean", "lake", "river", "stream", "snow", "field", "grass", "park", "street", "road", "sidewalk",
            "path", "forest", "mountain", "hill", "cliff", "desert", "pasture", "yard", "garden", "sand"}  # fmt: skip
@@ -56,6 +63,7 @@ def caption_questions(scene: Scene) -> Iterator[MadeQuestion]:
     """Everything that the captions answer."""
     said = [clause for caption in scene.captions for clause in clauses(caption)]
     yield from colours(scene)
+    yield from () if scene.grey else bound_colours(scene)
     yield from numbers(scene)
     yield from objects(scene, said)
     yield from places(scene, said)
@@ -92,9 +100,37 @@ def colours(scene: Scene) -> Iterator[MadeQuestion]:
             owner = next((p for p in scene.mentions("person") if p.concept in ("man", "woman", "boy", "girl")), None)
             if owner is None or not scene.unique(owner.concept):
                 continue
-            name = f"{owner.noun.word}'s {name}"
+            name = f"{called(owner.noun)}'s {name}"
         yield MadeQuestion(f"What color {be(word)} the {name}?", answer, "colour")
         yield from _is_colour(scene, section, name, word.plural, answer)
+
+
+def bound_colours(scene: Scene) -> Iterator[MadeQuestion]:
+    """What someone wears where several people are in the picture: "a man in a red shirt and a woman"."""
+    found: dict[tuple[str, str], list[set[str]]] = {}
+    plain: dict[str, set[str]] = {}
+    for caption in scene.captions:
+        tokens = caption.tokens
+        for person in caption.phrases:
+            if person.concept not in AGES or not person.one or tokens[person.end : person.end + 1] not in IN:
+                continue
+            worn = caption.at(person.end + 1)
+            if worn and worn.noun.section == "clothing" and worn.colours and worn.clear:
+                found.setdefault((person.concept, worn.noun.word), []).append(set(worn.colours))
+            elif worn is None and " ".join(tokens[person.end + 1 : person.end + 2]) in lexicon().colours:
+                after = tokens[person.end + 2 : person.end + 3]
+                if not after or after[0] in (".", ",") or after[0] in lexicon().verbs:
+                    plain.setdefault(person.concept, set()).add(lexicon().colours[tokens[person.end + 1]])
+    for (person, word), sets in found.items():
+        answer = _colour(sets)
+        noun = lexicon().nouns[word]
+        if answer and scene.unique(person) and not scene.only_person():
+            name = lexicon().plurals[word] if noun.plural else word
+            yield MadeQuestion(f"What color {be(noun)} the {person}'s {name}?", answer, "colour")
+    for person, one in plain.items():
+        clothes = {c for _, p in scene.phrases if p.noun.section == "clothing" for c in p.colours}
+        if len(one) == 1 and scene.unique(person) and clothes <= one:
+            yield MadeQuestion(f"What color is the {person} wearing?", next(iter(one)), "colour")
 
 
 def _colour(sets: list[set[str]]) -> str | None:
@@ -112,15 +148,14 @@ def _colour(sets: list[set[str]]) -> str | None:
 
 def _is_colour(scene: Scene, section: str, name: str, plural: bool, answer: str) -> Iterator[MadeQuestion]:
     verb = "Are" if plural else "Is"
-    if pick(scene, f"colour {name}", 2):
-        yield MadeQuestion(f"{verb} the {name} {answer}?", "yes", "yes_no")
-        return
     said = {lexicon().colours.get(word, "") for word in scene.words}
     near = set().union(*(group for group in ALIKE for colour in answer.split(" and ") if colour in group))
     near = near if section == "animal" or " and " in answer else _near(answer)
     choices = [c for c in (ANIMAL_COLOURS if section == "animal" else COLOURS) if c not in said | near]
     if choices:
-        yield MadeQuestion(f"{verb} the {name} {choices[pick(scene, name, len(choices))]}?", "no", "yes_no")
+        yield from both(
+            f"{verb} the {name} {answer}?", f"{verb} the {name} {choices[pick(scene, name, len(choices))]}?"
+        )
 
 
 def _near(colour: str) -> set[str]:
@@ -149,6 +184,8 @@ def numbers(scene: Scene) -> Iterator[MadeQuestion]:
         plural = words.plurals[mentions[0].noun.word]
         tail = ("are there", "are in the picture", "are there in the picture")[pick(scene, plural, 3)]
         yield MadeQuestion(f"How many {plural} {tail}?", str(number), "number")
+        asked = number + 1 + pick(scene, f"more {plural}", 2)
+        yield from both(f"Are there {number} {plural}?", f"Are there {asked} {plural}?")
 
 
 def _wider_disagrees(scene: Scene, concept: str, number: int) -> bool:
@@ -180,10 +217,15 @@ def named(phrase: Phrase) -> str:
     return lexicon().plurals[phrase.noun.word] if phrase.noun.plural else phrase.noun.word
 
 
+def usual_name(scene: Scene, phrase: Phrase) -> str:
+    """What most captions call it: a dog rather than a collie."""
+    return Counter(called(p.noun) for _, p in scene.phrases if p.concept == phrase.concept).most_common(1)[0][0]
+
+
 def objects(scene: Scene, said: list[Clause]) -> Iterator[MadeQuestion]:
     words = lexicon()
     for items in _subjects(scene, said).values():
-        name = items[0].subject.noun.word
+        name = usual_name(scene, items[0].subject)
         for verb in HELD:
             things = [c.thing for c in items if c.verb == verb and c.thing]
             if not things or any(not words.related(things[0].concept, thing.concept) for thing in things):
@@ -191,7 +233,7 @@ def objects(scene: Scene, said: list[Clause]) -> Iterator[MadeQuestion]:
             if sum(c.verb == verb for c in items) != len(things) or things[0].noun.section == "place":
                 continue
             answer = Counter(map(named, things)).most_common(1)[0][0]
-            if verb == "wearing" and len(_worn(scene)) > 1:
+            if _unsure(scene, things[0]) or (verb == "wearing" and len(_worn(scene)) > 1):
                 continue
             yield MadeQuestion(f"What is the {name} {verb}?", answer, "object")
             yield from _is_doing(scene, name, verb, things[0])
@@ -199,11 +241,13 @@ def objects(scene: Scene, said: list[Clause]) -> Iterator[MadeQuestion]:
         if sport and len({c.sport for c in items if c.sport}) == 1:
             yield MadeQuestion(f"What is the {name} playing?", sport, "object")
             choices = [other for other in PLAYED if other not in scene.words]
-            if pick(scene, "sport", 2):
-                yield MadeQuestion(f"Is the {name} playing {sport}?", "yes", "yes_no")
-            else:
-                other = choices[pick(scene, "other sport", len(choices))]
-                yield MadeQuestion(f"Is the {name} playing {other}?", "no", "yes_no")
+            other = choices[pick(scene, "other sport", len(choices))]
+            yield from both(f"Is the {name} playing {sport}?", f"Is the {name} playing {other}?")
+
+
+def _unsure(scene: Scene, thing: Phrase) -> bool:
+    """A bike that may be a motorcycle."""
+    return thing.concept == "bike" and bool(scene.words & word_set("motor"))
 
 
 def _worn(scene: Scene) -> set[str]:
@@ -222,11 +266,9 @@ def _is_doing(scene: Scene, name: str, verb: str, thing: Phrase) -> Iterator[Mad
                 (c == "motorcycle" and scene.words & {"bike", "bikes"}) or ("board" in c and scene.words & {"board"})
             )
         ]
-        if pick(scene, "ride", 2) or not choices:
-            yield MadeQuestion(f"Is the {name} riding {a(thing.noun.word)}?", "yes", "yes_no")
-        else:
+        if choices:
             other = choices[pick(scene, "ridden", len(choices))]
-            yield MadeQuestion(f"Is the {name} riding {a(other)}?", "no", "yes_no")
+            yield from both(f"Is the {name} riding {a(thing.noun.word)}?", f"Is the {name} riding {a(other)}?")
 
 
 def places(scene: Scene, said: list[Clause]) -> Iterator[MadeQuestion]:
@@ -234,7 +276,7 @@ def places(scene: Scene, said: list[Clause]) -> Iterator[MadeQuestion]:
         where = Counter(named(c.place) for c in items if c.place)
         place = most_said(where)
         if place:
-            yield MadeQuestion(f"Where is the {items[0].subject.noun.word}?", place, "place")
+            yield MadeQuestion(f"Where is the {usual_name(scene, items[0].subject)}?", place, "place")
     plural = [c for c in said if c.subject.noun.plural and c.subject.noun.section in ("person", "animal")]
     for concept in dict.fromkeys(c.subject.concept for c in plural):
         if len({c.subject.concept for c in said}) > 1:
@@ -246,44 +288,41 @@ def places(scene: Scene, said: list[Clause]) -> Iterator[MadeQuestion]:
             yield MadeQuestion(f"Where are the {named(subject)}?", place, "place")
     inside = [c for c in scene.concepts if c in INSIDE]
     outside = [c for c in scene.concepts if c in OUTSIDE and c not in ("field", "grass", "garden", "sand", "path")]
-    if bool(inside) != bool(outside):
-        asked = ("outdoors", "indoors")[pick(scene, "outdoors", 2)]
-        answer = "yes" if (asked == "indoors") == bool(inside) else "no"
-        if (outside and len(outside) + sum(scene.concepts[c] for c in outside) > 2) or inside:
-            yield MadeQuestion(f"Was this photo taken {asked}?", answer, "yes_no")
+    sure = len(outside) + sum(scene.concepts[c] for c in outside) > 2 or inside
+    if sure and bool(inside) != bool(outside):
+        taken = ("indoors", "outdoors") if inside else ("outdoors", "indoors")
+        yield from both(f"Was this photo taken {taken[0]}?", f"Was this photo taken {taken[1]}?")
 
 
 def actions(scene: Scene, said: list[Clause]) -> Iterator[MadeQuestion]:
     for items in _subjects(scene, said).values():
-        name = items[0].subject.noun.word
-        done = Counter(action for c in items if (action := _action(c)))
+        name = usual_name(scene, items[0].subject)
+        done = Counter(action for c in items if (action := _action(scene, c)))
         verbs = {SAME_ACTION.get(c.verb, c.verb) for c in items if c.verb}
         action = most_said(done)
-        if (action and len(done) == 1) or (action and action not in ("standing", "sitting")):
+        if action is None or name[:4] == action[:4]:
+            continue  # nothing to ask: a skier skis
+        if len(done) == 1 or action not in ("standing", "sitting"):
             yield MadeQuestion(f"What is the {name} doing?", action, "action")
-            if " " not in action:
+            if action in PLAIN or action in STILL:
                 yield from _is_acting(scene, name, action, verbs)
     plural = [c for c in said if c.subject.noun.plural and c.subject.noun.animate]
     if plural and len({c.subject.concept for c in said}) == 1:
-        done = Counter(action for c in said if (action := _action(c)))
+        done = Counter(action for c in said if (action := _action(scene, c)))
         action = most_said(done)
         if action and action not in ("standing", "sitting"):
             yield MadeQuestion(f"What are the {named(plural[0].subject)} doing?", action, "action")
 
 
-def _action(clause: Clause) -> str:
+def _action(scene: Scene, clause: Clause) -> str:
     if clause.verb == "playing":
         return f"playing {clause.sport}" if clause.sport else ""
-    if clause.verb == "riding" and clause.thing and clause.thing.concept in RIDDEN:
+    if clause.verb == "riding" and clause.thing and not _unsure(scene, clause.thing) and clause.thing.concept in RIDDEN:
         return f"riding {clause.thing.noun.word}"
-    verb = SAME_ACTION.get(clause.verb, clause.verb)
-    return verb if verb in PLAIN else ""
+    return SAME_ACTION.get(clause.verb, clause.verb) if clause.verb in PLAIN | SAME_ACTION.keys() else ""
 
 
 def _is_acting(scene: Scene, name: str, action: str, verbs: set[str]) -> Iterator[MadeQuestion]:
-    if pick(scene, f"{name} acts", 2):
-        yield MadeQuestion(f"Is the {name} {action}?", "yes", "yes_no")
-        return
     if action in MOVING and not scene.words & RESTS:
         other = STILL[pick(scene, "still", 3)]
     elif action in STILL and not verbs & set(MOVING):
@@ -292,4 +331,4 @@ def _is_acting(scene: Scene, name: str, action: str, verbs: set[str]) -> Iterato
             return
     else:
         return
-    yield MadeQuestion(f"Is the {name} {other}?", "no", "yes_no")
+    yield from both(f"Is the {name} {action}?", f"Is the {name} {other}?")

@@ -51,7 +51,7 @@ SOLID = ("animal", "vehicle")
 SAFE_THINGS = word_set("safe_things")
 FALSE_ANIMAL = word_set("false_animal")  # fmt: skip
 NOT_THERE = {"no", "without"}
-MAX_ASKED = 2  # true ones, and as many false ones
+MAX_ASKED = 4  # true ones, and as many false ones
 
 
 def presence_questions(
