@@ -91,6 +91,7 @@ def _entities(scene: Scene, phrases: Sequence[Mapping]) -> dict[str, list[Box]]:
             or concept in SCENERY
             or not scene.unique(concept)
             or not heads[0].one
+            or "clothing" in phrase.get("types", ())
         ):
             continue
         name = called(heads[0].noun)

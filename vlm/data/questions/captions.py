@@ -80,7 +80,7 @@ def most_said(counted: Counter[str]) -> str | None:
 
 def colours(scene: Scene) -> Iterator[MadeQuestion]:
     words = lexicon()
-    if scene.grey:
+    if scene.grey or scene.words & {"colorful", "multicolored", "colourful"}:
         return
     for concept in scene.concepts:
         section = words.sections[concept]
@@ -179,7 +179,7 @@ def numbers(scene: Scene) -> Iterator[MadeQuestion]:
         number = counts.pop()
         if number == 1 or any(not p.noun.plural for p in mentions):
             continue
-        if scene.words & {"another", "others", "other", "third", "fourth"} or _wider_disagrees(scene, concept, number):
+        if scene.words & word_set("more") or _wider_disagrees(scene, concept, number):
             continue
         plural = words.plurals[mentions[0].noun.word]
         tail = ("are there", "are in the picture", "are there in the picture")[pick(scene, plural, 3)]

@@ -80,6 +80,8 @@ def _sport(scene: Scene) -> Iterator[MadeQuestion]:
     if len(sports) != 1 or "football" in scene.words:
         return
     sport, count = sports.most_common(1)[0]
+    if sport == "skiing" and "water" in scene.words:
+        return
     if count > 1 and scene.mentions("person") and not scene.words & {"video", "wii", "dog", "store", "ball", "balls"}:
         tail = ("is being played", "is this")[sport.endswith("ing") or pick(scene, "sport is", 2)]
         yield MadeQuestion(f"What sport {tail}?", sport, "object")
@@ -162,6 +164,8 @@ def _dressed(scene: Scene) -> Iterator[MadeQuestion]:
             if worn.concept in ("clothing", "collar", "harness") or not scene.unique(person.concept):
                 continue
             choices = [c for c, doubt in NOT_WORN.items() if not (doubt | {c}) & scene.words and c != worn.concept]
+            if person.concept not in ("woman", "girl"):
+                choices = [c for c in choices if c != "wedding dress"]
             if not choices or (caption.tokens[worn.end - 1] != worn.noun.word.split()[-1] and not worn.noun.plural):
                 continue
             name, other = called(person.noun), choices[pick(scene, f"worn {person.concept}", len(choices))]
