@@ -161,15 +161,19 @@ def _things(rng: random.Random, photos: Photos | None) -> tuple[Background, tupl
 
 def _looks(count: int, allowed: list[str], rng: random.Random, photos: Photos | None) -> list[tuple[str, str]]:
     """Names and colours. Half of the scenes with more than one thing hold a group of one shape, one colour, or both."""
+    cutouts: list[str] = []
+    if photos and rng.random() < 0.6:
+        cutouts = rng.sample(sorted(CUTOUTS), min(count, rng.choice((1, 1, 2))))
+        shown = {colour for name in cutouts for colour in CUTOUTS[name].colours}
+        allowed = [colour for colour in allowed if colour not in shown] or allowed
     pairs = [(rng.choice(SHAPES), rng.choice(allowed)) for _ in range(count)]
     if count > 1 and rng.random() < 0.6:
         number, (shape, colour) = rng.randint(2, count), pairs[0]
         same = rng.choice(("shape", "shape", "colour", "both"))
         for i in range(number):
             pairs[i] = (shape if same != "colour" else pairs[i][0], colour if same != "shape" else pairs[i][1])
-    if photos and rng.random() < 0.6:
-        names = rng.sample(sorted(CUTOUTS), min(count, rng.choice((1, 1, 2))))
-        pairs[-len(names) :] = [(name, "") for name in names]
+    for i, name in enumerate(cutouts, count - len(cutouts)):
+        pairs[i] = (name, "")
     rng.shuffle(pairs)
     return pairs
 

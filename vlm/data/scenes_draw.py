@@ -31,18 +31,34 @@ COLOURS: dict[str, RGB] = {
     "gray": (128, 128, 130),
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "moon")
-# cut-outs: file under datasets/sample and the ellipse that is cut out, in fractions of width and height
-CUTOUTS: dict[str, tuple[str, Box]] = {
-    "cat": ("cat.jpg", (0.07, 0.02, 0.83, 0.97)),
-    "cup": ("coffee.jpg", (0.12, 0.02, 0.80, 0.98)),
-    "flower": ("flower.jpg", (0.26, 0.19, 0.69, 0.84)),
-    "raccoon": ("raccoon.jpg", (0.38, 0.03, 0.93, 0.66)),
+
+
+@dataclass(frozen=True)
+class Cutout:
+    """An ellipse of a sample photo.
+
+    Attributes:
+        file: under `datasets/sample`.
+        box: of the ellipse, in fractions of the photo.
+        colours: that the piece has, so that no shape beside it may have them.
+    """
+
+    file: str
+    box: Box
+    colours: tuple[str, ...]
+
+
+CUTOUTS: dict[str, Cutout] = {
+    "cat": Cutout("cat.jpg", (0.07, 0.02, 0.83, 0.97), ("brown", "orange")),
+    "cup": Cutout("coffee.jpg", (0.12, 0.02, 0.80, 0.98), ("red", "orange", "brown")),
+    "flower": Cutout("flower.jpg", (0.26, 0.19, 0.69, 0.84), ("orange", "pink", "yellow")),
+    "raccoon": Cutout("raccoon.jpg", (0.38, 0.03, 0.93, 0.66), ("gray", "black", "green")),
 }
 BACKDROPS = ("stairs.jpg", "temple.jpg")  # their light and dark becomes a texture; none shows a thing of CUTOUTS
 NAMES = (*SHAPES, *CUTOUTS)
 JITTER = 9  # largest change of each channel of a colour
 SCALE = 4  # shapes are drawn so many times larger
-CONTRAST = 165  # smallest distance of a thing's colour from the background's
+CONTRAST = 190  # smallest distance of a thing's colour from the background's
 TEXTURES = ("plain", "noise", "gradient", "stripes", "waves")
 
 
@@ -107,10 +123,10 @@ class Photos:
 def sample_photos() -> Photos | None:
     """Pieces of the sample photos of a checkout; None in an installed package, which does not hold them."""
     folder = Path(__file__).resolve().parents[2] / "datasets" / "sample"
-    if not all((folder / file).is_file() for file in (*BACKDROPS, *(file for file, _ in CUTOUTS.values()))):
+    if not all((folder / file).is_file() for file in (*BACKDROPS, *(piece.file for piece in CUTOUTS.values()))):
         return None
     backdrops = [Image.open(folder / file).convert("L").resize((400, 400)) for file in BACKDROPS]
-    return Photos({name: _cut(folder / file, box) for name, (file, box) in CUTOUTS.items()}, backdrops)
+    return Photos({name: _cut(folder / piece.file, piece.box) for name, piece in CUTOUTS.items()}, backdrops)
 
 
 def _cut(path: Path, box: Box) -> Image.Image:

@@ -85,16 +85,22 @@ def names_of(thing: Thing, things: Sequence[Thing]) -> list[str]:
     found = []
     for colour in dict.fromkeys(("", thing.colour)):
         for size in dict.fromkeys(("", thing.size)):
-            for name in dict.fromkeys((thing.name, "shape")) if thing.name in SHAPES else (thing.name,):
+            for name in _kinds(thing, things, colour):
                 if matching(things, colour, name, size) == [thing]:
                     found.append(words(size, colour, name))
     return found[::-1]
 
 
+def _kinds(thing: Thing, things: Sequence[Thing], colour: str = "") -> tuple[str, ...]:
+    """What a thing is, from narrow to wide; beside a cut-out, which has a shape too, "shape" needs a colour."""
+    is_shape = thing.name in SHAPES and (colour or all(other.name in SHAPES for other in things))
+    return (thing.name, "shape") if is_shape else (thing.name,)
+
+
 def extremes_of(thing: Thing, things: Sequence[Thing]) -> list[str]:
     """Names such as "leftmost circle", where it clearly is."""
     found = []
-    for name in dict.fromkeys((thing.name, "shape")) if thing.name in SHAPES else (thing.name,):
+    for name in _kinds(thing, things):
         others = [other for other in matching(things, "", name) if other is not thing]
         for direction, word in EXTREMES.items():
             if others and all(is_clear(thing, other, direction) for other in others):
@@ -250,7 +256,7 @@ def _shapes(things: Sequence[Thing], rng: random.Random) -> Iterator[tuple[str, 
     shapes = matching(things, "", "shape")
     for thing in shapes:
         for name in [*names_of(thing, things), *extremes_of(thing, things)]:
-            if name == "shape":
+            if name == "shape":  # the only thing
                 yield "What shape is it?", thing.name
             elif name.endswith(" shape"):
                 yield f"What is the {name}?", thing.name
@@ -260,6 +266,7 @@ def _shapes(things: Sequence[Thing], rng: random.Random) -> Iterator[tuple[str, 
 
 def _relations(things: Sequence[Thing], rng: random.Random) -> Iterator[tuple[str, str]]:
     full = {thing: name for thing in things for name in names_of(thing, things) if _is_full(name, thing)}
+    only_shapes = all(thing.name in SHAPES for thing in things)
     for a, b, direction in _clear_pairs(things):
         if b not in full:
             continue
@@ -272,7 +279,7 @@ def _relations(things: Sequence[Thing], rng: random.Random) -> Iterator[tuple[st
             after = " of" if direction in WORDS else ""
             yield f"Is {one} {' or '.join(either)}{after} {other}?", direction
         rest = [thing for thing in things if thing not in (a, b)]
-        if a.colour and all(is_not(thing, b, direction) for thing in rest):
+        if a.colour and only_shapes and all(is_not(thing, b, direction) for thing in rest):
             where = f"{_direction(direction, rng)} {other}"
             yield f"What color is the shape {where}?", a.colour
             yield f"Which shape is {where}?", a.name
