@@ -166,7 +166,10 @@ def _looks(count: int, allowed: list[str], rng: random.Random, photos: Photos | 
         cutouts = rng.sample(sorted(CUTOUTS), min(count, rng.choice((1, 1, 2))))
         shown = {colour for name in cutouts for colour in CUTOUTS[name].colours}
         allowed = [colour for colour in allowed if colour not in shown] or allowed
-    pairs = [(rng.choice(SHAPES), rng.choice(allowed)) for _ in range(count)]
+    # some would call a ring a circle, and cut-outs are round: a scene holds one of them
+    avoid = rng.choice(("circle", "ring")) if not cutouts else "circle"
+    names = [name for name in SHAPES if name != avoid]
+    pairs = [(rng.choice(names), rng.choice(allowed)) for _ in range(count)]
     if count > 1 and rng.random() < 0.6:
         number, (shape, colour) = rng.randint(2, count), pairs[0]
         same = rng.choice(("shape", "shape", "colour", "both"))

@@ -290,13 +290,15 @@ def _presences(things: Sequence[Thing], rng: random.Random) -> Iterator[tuple[st
     shown = rng.choice(things)
     yes = words(shown.colour if rng.random() < 0.7 else "", shown.name)
     colours, names = {thing.colour for thing in things} - {""}, {thing.name for thing in things}
+    # a ring or a round cut-out might be called a circle
+    round_ones = {"circle", "ring", *CUTOUTS}
+    absent = [name for name in SHAPES if name not in names and not (name in round_ones and names & round_ones)]
     swapped = [
         f"{colour} {name}"
         for colour in sorted(colours)
         for name in sorted(names - set(CUTOUTS))
         if not matching(things, colour, name)
     ]
-    absent = [name for name in SHAPES if name not in names]
     other = words(rng.choice(("", *COLOURS)), rng.choice(absent))
     no = rng.choice(swapped) if swapped and rng.random() < 0.6 else other
     for what, answer in ((yes, "yes"), (no, "no")):
