@@ -142,7 +142,7 @@ def _counted(count: int, before: str, name: str) -> str:
 
 
 def captions(things: Sequence[Thing], background: str, rng: random.Random) -> tuple[str, ...]:
-    """Three to five different sentences; the first names all things, the second is the shortest."""
+    """Two to five different texts; the first names all things, the second is short."""
     order = list(things)
     rng.shuffle(order)
     listed, shapes = joined(groups(order)), matching(things, "", "shape")
