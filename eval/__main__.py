@@ -12,7 +12,9 @@ import tyro
 
 from eval.benchmarks import BENCHMARKS, find
 from eval.benchmarks.captions import with_java_metrics
-from vlm.errors import VLMError
+from vlm.errors import ArgumentError, VLMError
+
+DRAWN = Path("runs/drawn")  # pictures of the benchmarks that draw their own
 
 USAGE = """\
 usage: python -m eval BENCHMARK --data DIR [--model M] [--limit N] [--split S] [--out DIR] ...
@@ -27,8 +29,8 @@ python -m eval COMMAND --help says more."""
 class RunArgs:
     benchmark: Annotated[str, tyro.conf.Positional]
     """Name of a benchmark; `python -m eval list` shows them."""
-    data: Path
-    """Folder with the publisher's files."""
+    data: Path | None = None
+    """Folder with the publisher's files. Benchmarks that draw their own pictures do without: by default runs/drawn."""
     model: str = "tiny"
     """Bundled name, local folder or hub id; hf:DIR_OR_HUB_ID for models of transformers, open_clip:ARCHITECTURE/TAG and
     timm:MODEL for encoders, inception:FILE for FID."""
@@ -103,7 +105,9 @@ def run(argv: Sequence[str]) -> int:
     from eval.report import summary
     from eval.run import Options, evaluate
 
-    data = args.data.expanduser()
+    if args.data is None and not benchmark.drawn:
+        raise ArgumentError(f"{benchmark.name} needs --data, the folder with {benchmark.needs}")
+    data = (args.data or DRAWN).expanduser()
     model = Path(args.model).name if Path(args.model).is_dir() else re.sub(r"[^\w.-]+", "-", args.model)
     label = [benchmark.name, data.resolve().name, split, model]
     options = Options(

@@ -88,6 +88,7 @@ class Benchmark:
         of_sums: figures that are not means over items, from sums over them: `float64[draws, sums]` to `float64[draws]`.
         running: items to a function that scores one prediction in points of a hundred, for the progress bar.
         columns: items to the task's inputs, one list for each kind of input.
+        drawn: `read` makes the pictures itself and writes them into the folder; nothing has to be there.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Benchmark:
     of_sums: Mapping[str, Callable[["np.ndarray"], "np.ndarray"]] = field(default_factory=dict)
     running: Callable[[Sequence[Item]], Callable[[Item, Any], float]] | None = None
     columns: Callable[[Sequence[Item]], tuple[Sequence[Any], ...]] = lambda items: ()
+    drawn: bool = False
 
 
 def questions(items: Sequence[Item]) -> tuple[list[str]]:
