@@ -53,8 +53,7 @@ class KendallTau:
         """
         assert variant in ("b", "c")
         weights = np.ones(len(self.cell)) if counts is None else np.asarray(counts, np.float64)
-        table: NDArray[np.float64] = np.bincount(self.cell, weights, self.shape[0] * self.shape[1])
-        table = table.reshape(self.shape)
+        table = np.bincount(self.cell, weights, self.shape[0] * self.shape[1]).astype(np.float64).reshape(self.shape)
         rows, columns = table.sum(1), table.sum(0)  # ties
         least = min(np.count_nonzero(rows), np.count_nonzero(columns))
         if least < 2:

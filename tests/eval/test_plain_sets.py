@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
@@ -150,13 +151,9 @@ class Pair:
         return {}
 
     def encode_image(self, images):
-        import numpy as np
-
         return np.array([[1.0, 0.0]] * len(images))
 
     def encode_text(self, texts):
-        import numpy as np
-
         self.asked += texts
         return np.array([[self.cosines[text], (1 - self.cosines[text] ** 2) ** 0.5] for text in texts])
 
@@ -231,10 +228,10 @@ def test_each_expert_is_a_row(tmp_path):
     assert items[0].ratings == ((4, 4, 3), (1, 2, 1))
     scores = BENCHMARKS["flickr8k_expert"].score(items, [[0.5, -0.2], [0.3, 0.1]])
     # a cosine below 0 scores 0; 2.5 max(cos, 0) of each caption stands beside each of its three scores
-    expected = kendalltau(
-        [1.25] * 3 + [0] * 3 + [0.75] * 3 + [0.25] * 3, [4, 4, 3, 1, 2, 1, 3, 4, 2, 1, 1, 1], variant="c"
+    expected, _ = np.asarray(
+        kendalltau([1.25] * 3 + [0] * 3 + [0.75] * 3 + [0.25] * 3, [4, 4, 3, 1, 2, 1, 3, 4, 2, 1, 1, 1], variant="c")
     )
-    assert scores.figures["Kendall tau-c"] == pytest.approx(100 * expected.statistic)
+    assert scores.figures["Kendall tau-c"] == pytest.approx(100 * expected)
     low, high = scores.intervals["Kendall tau-c"]
     assert low <= scores.figures["Kendall tau-c"] <= high
     assert (scores.settings["captions"], scores.settings["judgements"]) == (4, 12)
@@ -247,9 +244,9 @@ def test_crowdflower_takes_shares_of_yes(tmp_path, put_photo):
     cosines = {"a cat": 0.4, "a dog": 0.1, "a cup": 0.5}
     model = Pair({f"A photo depicts {name}": value for name, value in cosines.items()})
     results = run("flickr8k_crowdflower", tmp_path, model)
-    expected = kendalltau([0.4, 0.1, 0.5, 0.4], [record["yes_share"] for record in CROWD], variant="b")
+    expected, _ = np.asarray(kendalltau([0.4, 0.1, 0.5, 0.4], [record["yes_share"] for record in CROWD], variant="b"))
     figure = results["figures"]["Kendall tau-b"]
-    assert figure["value"] == pytest.approx(100 * expected.statistic)
+    assert figure["value"] == pytest.approx(100 * expected)
     assert figure["low"] <= figure["value"] <= figure["high"]
     assert (results["n"], results["settings"]["judgements"]) == (2, 4)
 
