@@ -28,7 +28,9 @@ class Item:
         box: for grounding, where the phrase is: x1, y1, x2, y2 in pixels.
         size: for grounding, width and height of the photo that `box` belongs to.
         choices: for classification, the names of all classes; one tuple shared by all items.
-        groups: parts of the benchmark whose figure is told apart, such as `{"domain": "out-domain"}`.
+        groups: parts of the benchmark whose figure is told apart, such as `{"domain": "out-domain"}`; several names
+            where the item belongs to several parts.
+        ratings: for human judgements, what people gave to each of the references.
         scored: False where it only serves to score others: a photo that a probe learns from, or a real one that
             generated ones are held against.
     """
@@ -41,7 +43,8 @@ class Item:
     box: Box | None = None
     size: tuple[int, int] = (0, 0)
     choices: tuple[str, ...] = field(default=(), repr=False)
-    groups: Mapping[str, str] = field(default_factory=dict)
+    groups: Mapping[str, str | tuple[str, ...]] = field(default_factory=dict)
+    ratings: tuple[tuple[float, ...], ...] = ()
     scored: bool = True
 
 
@@ -58,6 +61,7 @@ class Scores:
         sums: what each item adds to the sums from which the other figures follow, see `Benchmark.of_sums`.
         predictions: what was scored, where that is not what the model said but follows from it: classes of a probe.
         settings: what the figures depend on besides the predictions, as JSON: the probe's regularisation.
+        intervals: 95 % intervals of figures that follow neither from values nor from sums.
     """
 
     figures: dict[str, float]
@@ -66,6 +70,7 @@ class Scores:
     sums: list[list[float]] = field(default_factory=list)
     predictions: "Predictions | None" = None
     settings: dict[str, Any] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 Predictions = Sequence[Any]  # JSON values: a string, a box, a class number, embeddings
@@ -165,6 +170,16 @@ def inside(folder: Path, name: str) -> Path:
     if relative.is_absolute() or ".." in relative.parts:
         raise DataError(f"the annotations name the image {name!r}, which lies outside {str(folder)!r}")
     return folder / relative
+
+
+def find_photo(folder: Path, name: str) -> Path:
+    """A photo that an annotation file names, in the folder or in its `images/`.
+
+    Raises:
+        DataError: it leads out of the folder.
+    """
+    path, other = inside(folder, name), inside(folder / "images", name)
+    return other if other.is_file() and not path.is_file() else path
 
 
 def check_items(items: Sequence[Item], source: str) -> None:

@@ -14,6 +14,7 @@ from vlm.files.pages import template, thumbnail
 
 EXAMPLES = 8  # photos in each row of the gallery
 BINS = 20
+LISTED = 12  # groups of a kind; where there are more, only the report shows them
 
 Record = dict[str, Any]  # one item of `items.json`
 
@@ -79,6 +80,12 @@ def summary(results: Mapping[str, Any]) -> str:
     figures = results["figures"]
     width = max(map(len, figures), default=0)
     lines = [f"{name:<{width}}  {show_figure(figure)}" for name, figure in figures.items()]
+    for kind, groups in results.get("groups", {}).items():
+        if len(groups) <= LISTED:
+            wide = max(map(len, groups))
+            lines += [
+                f"  {kind} {name:<{wide}}  {group['value']:.1f}  (n = {group['n']:,})" for name, group in groups.items()
+            ]
     of = "" if results["n"] == results["of"] else f" of {results['of']:,}"
     head = f"{title(results)}, model {results['model']}, n = {results['n']:,}{of}"
     return "\n".join([head, *(lines or ["the answers are private: send predictions.json to the publisher's server"])])

@@ -192,18 +192,20 @@ def _figures(benchmark: Benchmark, scores: Scores) -> dict[str, dict[str, float]
             interval = bootstrap_mean(scores.items[name], draws)
         elif name in benchmark.of_sums:
             interval = bootstrap_metric(scores.sums, benchmark.of_sums[name], draws)
-        figures[name] = {"value": value} | ({"low": interval.low, "high": interval.high} if interval else {})
+        bounds = (interval.low, interval.high) if interval else scores.intervals.get(name)
+        figures[name] = {"value": value} | (dict(zip(("low", "high"), bounds, strict=True)) if bounds else {})
     return figures
 
 
 def _groups(items: Sequence[Item], scores: Scores) -> dict[str, dict[str, dict[str, float]]]:
-    """The leading figure of each part of the benchmark: kind, group, `value` and `n`."""
-    leading = next(iter(scores.figures), None)
+    """The first figure that is a mean over items, of each part of the benchmark: kind, group, `value` and `n`."""
+    leading = next((name for name in scores.figures if name in scores.items), None)
     found: dict[str, dict[str, list[float]]] = {}
-    if leading in scores.items:
+    if leading:
         for item, value in zip(items, scores.items[leading], strict=True):
-            for kind, group in item.groups.items():
-                found.setdefault(kind, {}).setdefault(group, []).append(value)
+            for kind, groups in item.groups.items():
+                for group in (groups,) if isinstance(groups, str) else groups:
+                    found.setdefault(kind, {}).setdefault(group, []).append(value)
     return {
         kind: {
             group: {"value": sum(values) / len(values), "n": len(values)} for group, values in sorted(groups.items())
@@ -229,7 +231,7 @@ def _digest(items: Sequence[Item]) -> str:
     digest = hashlib.sha256(json.dumps(items[0].choices).encode())  # all items share them
     for item in items:
         known = (item.id, item.image.name, item.references, item.question, item.premise, item.box)
-        digest.update(json.dumps(known).encode())
+        digest.update(json.dumps((*known, item.ratings) if item.ratings else known).encode())
     return digest.hexdigest()
 
 

@@ -3,12 +3,36 @@
 from difflib import get_close_matches
 
 from eval.benchmark import Benchmark
-from eval.benchmarks import captions, class_folders, entailment, grounding, retrieval, scenes, text_to_image, vqa
+from eval.benchmarks import (
+    caption_languages,
+    captions,
+    class_folders,
+    entailment,
+    grounding,
+    judgements,
+    retrieval,
+    scenes,
+    sugarcrepe,
+    text_to_image,
+    vqa,
+)
 from vlm.errors import ArgumentError
 
 BENCHMARKS: dict[str, Benchmark] = {
     benchmark.name: benchmark
-    for module in (captions, retrieval, vqa, grounding, entailment, class_folders, text_to_image, scenes)
+    for module in (
+        captions,
+        caption_languages,
+        retrieval,
+        vqa,
+        grounding,
+        entailment,
+        sugarcrepe,
+        judgements,
+        class_folders,
+        text_to_image,
+        scenes,
+    )
     for benchmark in module.BENCHMARKS
 }
 

@@ -155,11 +155,12 @@ def meteor_of_sums(sums: "np.ndarray") -> "np.ndarray":
     return 100 * meteor_of(sums[:, BLEU_SUMS:])
 
 
-def running(items: Sequence[Item]) -> Callable[[Item, str], float]:
-    """CIDEr of one caption, with the document frequencies of all items."""
+def running(items: Sequence[Item], tokenizer: Callable[[str], list[str]] | None = None) -> Callable[[Item, str], float]:
+    """CIDEr of one caption, with the document frequencies of all items; tokens are those of English unless told."""
     from eval.metrics.cider import CiderScorer
-    from eval.metrics.ptb import tokenize
+    from eval.metrics.ptb import tokenize as tokenize_english
 
+    tokenize = tokenizer or tokenize_english
     scorer = CiderScorer([[tokenize(caption) for caption in item.references] for item in items])
     numbers = {item.id: number for number, item in enumerate(items)}
     return lambda item, caption: 100 * scorer.score(numbers[item.id], tokenize(caption))

@@ -1,12 +1,25 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: the box that a phrase names."""
+"""RefCOCO, RefCOCO+, RefCOCOg, and a plain `grounding.json`: the box that a phrase names."""
 
 import pickle
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, find_file, inside, layout, questions, read_json
+from eval.benchmark import (
+    Benchmark,
+    Item,
+    Predictions,
+    Scores,
+    find_file,
+    find_photo,
+    inside,
+    layout,
+    questions,
+    read_json,
+)
 from vlm.errors import DataError
+
+SIDE = 1000  # of all photos whose boxes come in fractions: the overlap of two boxes does not depend on it
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -63,6 +76,28 @@ def reader(name: str, division: str) -> Callable[[Path, str], list[Item]]:
     return read
 
 
+def read_plain(folder: Path, split: str) -> list[Item]:
+    """`grounding.json`, a list of `{"image", "phrase", "box"}` with boxes in fractions, and perhaps `"types"`."""
+    ships = "no archive: write a list of {image, phrase, box} with boxes as fractions of width and height"
+    data = read_json(folder, "grounding.json", ships)
+    with layout(folder / "grounding.json"):
+        return [_plain_item(number, record, folder) for number, record in enumerate(data)]
+
+
+def _plain_item(number: int, record: dict[str, Any], folder: Path) -> Item:
+    left, top, right, bottom = (float(x) for x in record["box"])
+    if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+        raise ValueError(f"box {record['box']} of phrase {record['phrase']!r} is not x1 < x2, y1 < y2 in fractions")
+    return Item(
+        number,
+        find_photo(folder, record["image"]),
+        question=record["phrase"],
+        box=(SIDE * left, SIDE * top, SIDE * right, SIDE * bottom),
+        size=(SIDE, SIDE),
+        groups={"type": tuple(record["types"])} if record.get("types") else {},
+    )
+
+
 def hit(item: Item, box: Sequence[float]) -> float:
     """Whether a box, in fractions of width and height, overlaps the true one enough; in points."""
     from eval.metrics.grounding import grounding_hits
@@ -89,18 +124,36 @@ BENCHMARKS = tuple(
         name=name,
         task="ground",
         columns=questions,
-        needs=f"{name}/instances.json, {name}/refs({division}).p and train2014/",
-        card="refcoco",
+        needs=needs,
+        card=card,
         splits=splits,
         metrics=("accuracy@0.5",),
-        read=reader(name, division),
+        read=read,
         score=score,
         submission=submission,
         running=lambda items: hit,
     )
-    for name, division, splits in (
-        ("refcoco", "unc", ("val", "testA", "testB")),
-        ("refcoco+", "unc", ("val", "testA", "testB")),
-        ("refcocog", "umd", ("val", "test")),
+    for name, needs, card, splits, read in (
+        *(
+            (
+                name,
+                f"{name}/instances.json, {name}/refs({division}).p and train2014/",
+                "refcoco",
+                splits,
+                reader(name, division),
+            )
+            for name, division, splits in (
+                ("refcoco", "unc", ("val", "testA", "testB")),
+                ("refcoco+", "unc", ("val", "testA", "testB")),
+                ("refcocog", "umd", ("val", "test")),
+            )
+        ),
+        (
+            "grounding_json",
+            "grounding.json, a list of {image, phrase, box, types}, and the photos that it names",
+            "flickr30k_entities",
+            ("all",),
+            read_plain,
+        ),
     )
 )

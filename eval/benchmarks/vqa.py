@@ -1,6 +1,7 @@
 """Questions with short answers: VQAv2, OK-VQA, GQA, and the plain layouts of smaller sets."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,14 @@ def read_plain(folder: Path, split: str) -> list[Item]:
     return items
 
 
+def read_daquar(folder: Path, split: str) -> list[Item]:
+    """`vqa.json` in photos, told apart by whether the answer is one thing or several."""
+    return [
+        replace(item, groups={"answer": "several" if "," in item.references[0] else "one"})
+        for item in read_plain(folder, "vqa")
+    ]
+
+
 def accuracy(item: Item, answer: str) -> float:
     """The official VQA accuracy against several people, or equality with the one right answer, as a set."""
     from eval.metrics.vqa import normalize_answer, vqa_accuracy
@@ -190,6 +199,19 @@ BENCHMARKS = (
         splits=("vqa", "cocoqa"),
         metrics=("accuracy",),
         read=read_plain,
+        score=scorer(accuracy),
+        submission=submission,
+        running=lambda items: accuracy,
+    ),
+    Benchmark(
+        name="daquar",
+        task="answer",
+        columns=questions,
+        needs="vqa.json, a list of {file, vqa: [{question, answers}]}, and the photos that it names",
+        card="daquar",
+        splits=("test",),
+        metrics=("accuracy",),
+        read=read_daquar,
         score=scorer(accuracy),
         submission=submission,
         running=lambda items: accuracy,

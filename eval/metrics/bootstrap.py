@@ -95,6 +95,32 @@ def bootstrap_ratio(
     return bootstrap_metric(np.stack([top, bottom], 1), _ratio, rng, resamples, confidence)
 
 
+def bootstrap_counts(
+    figure: Callable[[NDArray[np.int64]], float],
+    items: int,
+    rng: np.random.Generator,
+    resamples: int = RESAMPLES,
+    confidence: float = 0.95,
+) -> Interval:
+    """Percentile interval of a figure that does not follow from sums over items, such as a rank correlation.
+
+    Args:
+        figure: from how often each item is drawn, `int64[items]`, to the figure; called once a draw.
+        items: how many there are.
+        rng: where the draws come from; the same seed gives the same interval.
+        resamples: number of draws.
+        confidence: share of draws inside the interval.
+
+    Raises:
+        DataError: there are no items, or the figure is undefined on a draw.
+    """
+    if not items:
+        raise DataError("there are no items; there is nothing to resample")
+    drawn = (np.bincount(rng.integers(items, size=items), minlength=items) for _ in range(resamples))
+    figures = _finite(np.array([figure(counts) for counts in drawn]), "figure")
+    return Interval(figure(np.ones(items, np.int64)), *_percentiles(figures, confidence))
+
+
 def paired_bootstrap(
     a: ArrayLike,
     b: ArrayLike,

@@ -6,7 +6,7 @@ The figures are those of pycocoevalcap's `COCOEvalCap`, tokenizer included; `ptb
 
 import shutil
 import subprocess
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +46,10 @@ class CaptionScores:
 
 
 def caption_scores(
-    hypotheses: Mapping[Any, str], references: Mapping[Any, Sequence[str]], java_metrics: Collection[str] = ()
+    hypotheses: Mapping[Any, str],
+    references: Mapping[Any, Sequence[str]],
+    java_metrics: Collection[str] = (),
+    tokenizer: Callable[[str], list[str]] = tokenize,
 ) -> CaptionScores:
     """Score one caption of each image against the image's references.
 
@@ -54,6 +57,7 @@ def caption_scores(
         hypotheses: id to caption.
         references: id to reference captions.
         java_metrics: of `JAVA_METRICS`, those to compute too, through pycocoevalcap.
+        tokenizer: from a caption to its tokens.
 
     Raises:
         DataError: the ids differ, there are none, an image has no reference, or a caption is not text.
@@ -63,7 +67,7 @@ def caption_scores(
     sentences: dict[str, list[str]] = {}  # a caption may be one image's hypothesis and another's reference
     for caption in (caption for key in ids for caption in (hypotheses[key], *references[key])):
         if not isinstance(caption, str) or caption not in sentences:
-            sentences[caption] = tokenize(caption)
+            sentences[caption] = tokenizer(caption)
     words = [sentences[hypotheses[key]] for key in ids]
     targets = [[sentences[caption] for caption in references[key]] for key in ids]
 

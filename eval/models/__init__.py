@@ -7,7 +7,7 @@ in a batch as the same object as often as it is asked about, so that an adapter 
 import base64
 from collections.abc import Callable, Sequence
 from functools import partial
-from numbers import Integral
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from eval.benchmark import Benchmark, Item
@@ -27,8 +27,9 @@ class EvalModel(Protocol):
     Beside it, a model has a method for each task of `vlm.tasks` that it can do, of the task's name: from prepared
     photos, and a list for each input of the task, to one prediction each, as JSON (`Task.prediction`):
     `caption(images)`, `answer(images, questions)`, `ground(images, phrases)` with boxes as x1, y1, x2, y2 in fractions
-    of the photo's width and height, `entail(images, sentences, captions)`, `classify(images, labels)` with the number
-    of a label each. Models without such a method may be an `Embedder` or a `Featurizer`.
+    of the photo's width and height, `entail(images, sentences, captions)`, `match(images, sentences)` with a
+    probability each, `classify(images, labels)` with the number of a label each. Models without such a method may be an
+    `Embedder` or a `Featurizer`.
 
     Attributes:
         name: what it was loaded by.
@@ -72,6 +73,10 @@ class Featurizer(Protocol):
 # abilities that are not tasks of `vlm.tasks`, by name
 ABILITIES = {
     "embed": "embed photos and sentences",
+    "compare": "compare photos with sentences",
+    "caption_de": "caption photos in German",
+    "caption_zh": "caption photos in Chinese",
+    "match": "say how likely a sentence fits a photo",
     "featurize": "give features of photos",
 }
 
@@ -248,7 +253,9 @@ def _plain(value: Any) -> Any:
     """A prediction as JSON: a text, a number, or a box as a list of floats."""
     if isinstance(value, str):
         return value
-    return int(value) if isinstance(value, Integral) else [float(x) for x in value]
+    if isinstance(value, Real):
+        return int(value) if isinstance(value, Integral) else float(value)
+    return [float(x) for x in value]
 
 
 def image_features(model: Any, images: Sequence[Any]) -> "np.ndarray":
@@ -279,6 +286,29 @@ def _embed(model: Any, batch: Sequence[Item], images: Sequence[Any]) -> list[Any
         {"image": pack(photo), "texts": [pack(next(texts)) for _ in item.references]}
         for item, photo in zip(batch, photos, strict=True)
     ]
+
+
+def _compare_items(model: Any, items: Sequence[Item]) -> Predict:
+    known: dict[str, np.ndarray] = {}  # sentences often come with several photos; each is embedded once
+    return lambda batch, images: _cosines(model, batch, images, known)
+
+
+def _cosines(
+    model: Any, batch: Sequence[Item], images: Sequence[Any], known: dict[str, "np.ndarray"]
+) -> list[list[float]]:
+    """The cosine of each photo with each of its sentences.
+
+    Args:
+        model: an `Embedder`.
+        batch: items whose references are the sentences.
+        images: the prepared photo of each.
+        known: embeddings of sentences, to which new ones are added.
+    """
+    new = list(dict.fromkeys(text for item in batch for text in item.references if text not in known))
+    if new:
+        known.update(zip(new, _array(model.encode_text(new)), strict=True))
+    photos = _array(model.encode_image(images))
+    return [[float(known[text] @ photo) for text in item.references] for item, photo in zip(batch, photos, strict=True)]
 
 
 def pack(vector: "np.ndarray") -> str:
@@ -314,5 +344,6 @@ FEATURES = "featurize"
 DERIVED: dict[str, dict[type, Callable[[Any, Sequence[Item]], Predict]]] = {
     "classify": {Embedder: _classify_by_embeddings},
     "embed": {Embedder: _embed_items},
+    "compare": {Embedder: _compare_items},
     FEATURES: {Featurizer: _featurize, Embedder: _featurize},
 }
