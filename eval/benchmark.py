@@ -30,7 +30,7 @@ class Item:
         choices: for classification, the names of all classes; one tuple shared by all items.
         groups: parts of the benchmark whose figure is told apart, such as `{"domain": "out-domain"}`.
         scored: False where it only serves to score others: a photo that a probe learns from, or a real one that
-            generated ones are held against.
+            generated ones are compared with.
     """
 
     id: int | str
@@ -143,7 +143,7 @@ def read_json(folder: Path, name: str, ships: str) -> Any:
 
 @contextmanager
 def layout(path: Path | str) -> Iterator[None]:
-    """Say which file it is that has not the fields a reader takes from it."""
+    """Say which file it is lacks the fields that a reader needs."""
     try:
         yield
     except DataError:

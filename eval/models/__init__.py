@@ -72,7 +72,7 @@ class Featurizer(Protocol):
 # abilities that are not tasks of `vlm.tasks`, by name
 ABILITIES = {
     "embed": "embed photos and sentences",
-    "featurize": "give features of photos",
+    "featurize": "compute features of photos",
 }
 
 Predict = Callable[[Sequence[Item], Sequence[Any]], list[Any]]  # items and their prepared photos to JSON values
@@ -296,7 +296,7 @@ def unpack(texts: Sequence[str]) -> "np.ndarray":
 
     rows = [np.frombuffer(base64.b64decode(text), dtype="<f4") for text in texts]
     if len({len(row) for row in rows}) > 1:
-        raise ModelError("the stored embeddings have several lengths; start anew with another --out")
+        raise ModelError("the stored embeddings differ in length; start again with another --out")
     return np.stack(rows)
 
 
