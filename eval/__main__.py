@@ -10,19 +10,21 @@ from typing import Annotated, Literal
 
 import tyro
 
+import vlm
 from eval.benchmarks import BENCHMARKS, find
 from eval.benchmarks.captions import with_java_metrics
+from eval.models import ABILITIES
 from vlm.errors import ArgumentError, VLMError
 
 DRAWN = Path("runs/drawn")  # pictures of the benchmarks that draw their own
 
 USAGE = """\
 usage: python -m eval BENCHMARK --data DIR [--model M] [--limit N] [--split S] [--out DIR] ...
-       python -m eval list                      the benchmarks, and what each needs
-       python -m eval compare RUN RUN ...       runs side by side, with a paired test
-       python -m eval table RUN ...             the results table of README.md and the model cards
+       python -m eval list                      list the benchmarks and the files and models they need
+       python -m eval compare RUN RUN ...       compare runs on one benchmark, with a paired test
+       python -m eval table RUN ...             write the results table of README.md and the model cards
 
-python -m eval COMMAND --help says more."""
+`python -m eval BENCHMARK --help` lists the options."""
 
 
 @dataclass(frozen=True)
@@ -32,42 +34,44 @@ class RunArgs:
     data: Path | None = None
     """Folder with the publisher's files. Benchmarks that draw their own pictures do without: by default runs/drawn."""
     model: str = "tiny"
-    """Bundled name, local folder or hub id; hf:DIR_OR_HUB_ID for models of transformers, open_clip:ARCHITECTURE/TAG and
-    timm:MODEL for encoders, inception:FILE for FID."""
+    """Bundled name, local folder or hub id. For other models: hf:FOLDER or hf:OWNER/NAME for BLIP, GIT, Florence-2 or
+    SmolVLM in transformers, from disk or from the Hugging Face hub; open_clip:ARCHITECTURE/TAG for image and text
+    encoders; timm:MODEL for image encoders; inception:FILE for the network of FID."""
     split: str | None = None
-    """Part of the benchmark; each has its own default."""
+    """Split to evaluate, such as val or test; `python -m eval list` shows them, the default first."""
     limit: int | None = None
-    """Only the first N items. Figures such as CIDEr depend on the whole set: for trying things out."""
+    """Evaluate only the first N items, to try things out. The scores are not comparable with those of the full set."""
     batch_size: int = 16
-    """Items that go through the model together; it does not change the figures."""
+    """Items per batch; affects speed and memory, not the scores."""
     out: Path | None = None
-    """Folder of the run, by default one under runs/eval/. The same command goes on with what is in it."""
+    """Folder for the results, by default one under runs/eval/. The same command continues where it stopped."""
     allow_missing: bool = False
-    """Score the other items where photos are missing or damaged."""
+    """If photos are missing or damaged, score the remaining items."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, mps."""
     title: str | None = None
-    """What the test set is, for reports and tables: "820 COCO val2017 photos". By default the names of the benchmark,
-    the folder and the split."""
+    """Name of the test set in reports and tables, such as "820 COCO val2017 photos". By default benchmark, folder and
+    split."""
     java_metrics: tuple[Literal["METEOR", "SPICE"], ...] = ()
-    """Of captions: METEOR, SPICE or both, which run in Java. A finished run is scored again, not predicted again."""
+    """Caption benchmarks only: also compute METEOR, SPICE or both, which need Java. The captions of a finished run are
+    reused."""
 
 
 @dataclass(frozen=True)
 class CompareArgs:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of two or more finished runs of one benchmark; the first is what the others are compared with."""
+    """Folders of two or more finished runs of one benchmark; the others are compared with the first."""
     html: Path = Path("compare.html")
-    """Where the page goes."""
+    """HTML file to write."""
 
 
 @dataclass(frozen=True)
 class TableArgs:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Folders of finished runs, or folders that hold such folders."""
+    """Folders of finished runs, or folders that contain them."""
     into: tuple[Path, ...] = ()
-    """Markdown files with `<!-- results:begin -->` and `<!-- results:end -->`. By default README.md and each model's
-    MODEL_CARD.md, which gets the runs of its own model."""
+    """Markdown files to update, between the lines `<!-- results:begin -->` and `<!-- results:end -->`. By default
+    README.md, and the MODEL_CARD.md of each model with the runs of that model."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        print("stopped; run the same command to continue", file=sys.stderr)
         return 130
 
 
@@ -90,9 +94,18 @@ def show_list(argv: Sequence[str]) -> int:
     for benchmark in BENCHMARKS.values():
         print(f"{benchmark.name}: {', '.join(benchmark.metrics)}")
         print(f"    splits  {', '.join(benchmark.splits)}")
-        print(f"    needs   {benchmark.needs}; a model that can {benchmark.task}")
+        print(f"    needs   {benchmark.needs}; a model that can {does(benchmark.task)}")
         print(f"    card    datasets/{benchmark.card}/README.md")
     return 0
+
+
+def does(task: str) -> str:
+    """What a model with a task or an ability can do; the task's file is not imported, since that would load torch."""
+    if task in ABILITIES:
+        return ABILITIES[task]
+    source = Path(vlm.__file__).with_name("tasks") / f"{task}.py"
+    found = re.search(r'^    does = "(.+)"$', source.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else task
 
 
 def run(argv: Sequence[str]) -> int:
@@ -131,7 +144,7 @@ def run(argv: Sequence[str]) -> int:
 
 
 def compare(argv: Sequence[str]) -> int:
-    """Compare runs."""
+    """Compare finished runs: scores side by side, paired tests, and the items that changed most."""
     args = tyro.cli(CompareArgs, args=argv[1:], prog="python -m eval compare", description=compare.__doc__)
     from eval.compare import compare_runs
 

@@ -32,7 +32,7 @@ class Item:
             where the item belongs to several parts.
         ratings: for human judgements, what people gave to each of the references.
         scored: False where it only serves to score others: a photo that a probe learns from, or a real one that
-            generated ones are held against.
+            generated ones are compared with.
     """
 
     id: int | str
@@ -150,7 +150,7 @@ def read_json(folder: Path, name: str, ships: str) -> Any:
 
 @contextmanager
 def layout(path: Path | str) -> Iterator[None]:
-    """Say which file it is that has not the fields a reader takes from it."""
+    """Say which file it is lacks the fields that a reader needs."""
     try:
         yield
     except DataError:

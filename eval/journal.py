@@ -43,7 +43,7 @@ class Journal:
                     continue
                 if record["id"] in predictions:
                     raise DataError(
-                        f"{str(path)!r} predicts {record['id']!r} a second time; start anew with another --out"
+                        f"{str(path)!r} predicts {record['id']!r} a second time; start again with another --out"
                     )
                 predictions[record["id"]] = record["prediction"]
         return predictions, {id: error for id, error in errors.items() if id not in predictions}
@@ -87,7 +87,7 @@ class Journal:
                     raise ValueError("no prediction")
             except (ValueError, AttributeError) as error:
                 raise DataError(
-                    f"{str(path)!r}, line {number}, is damaged ({error}); start anew with another --out"
+                    f"{str(path)!r}, line {number}, is damaged ({error}); start again with another --out"
                 ) from None
             records.append(record)
         if records and records[0] != self.fingerprint:

@@ -175,7 +175,7 @@ def _report_missing(unusable: dict[str, str], items: Sequence[Item], options: Op
         )  # an ImageError has the path
         raise DataError(
             f"{len(unusable)} of {len({item.image for item in items})} photos cannot be used: {first}; "
-            f"all are listed in {str(file)!r}; put them there, or give --allow-missing to score the others"
+            f"all are listed in {str(file)!r}; add the missing files, or give --allow-missing to score the other items"
         )
 
 

@@ -66,7 +66,7 @@ def replace_table(path: Path, table: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise DataError(f"{str(path)!r} lacks the lines {BEGIN} and {END}; put them where the table shall stand")
+        raise DataError(f"{str(path)!r} lacks the lines {BEGIN} and {END}; add them where the table should go")
     return f"{before}{BEGIN}\n{table}\n{END}{after}"
 
 

@@ -18,8 +18,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     known = commands()
     if not args or args[0] in ("-h", "--help"):
-        print("usage: vlm COMMAND [OPTIONS]    (vlm COMMAND --help says more)\n")
-        print("\n".join(f"  {name:<13} {line}" for name, line in known.items()))
+        print("usage: vlm COMMAND [OPTIONS]    (vlm COMMAND --help lists its options)\n")
+        print("\n".join(f"  {name:<14} {line}" for name, line in known.items()))
         return 0
     if args[0] not in known:
         print(f"error: no command {args[0]!r}; known: {', '.join(known)}", file=sys.stderr)

@@ -23,19 +23,19 @@ class PhotoArgs:
     """Arguments of every command about photos; each command adds its own."""
 
     image: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """Photo, folder of photos, or pattern such as "trip/*.jpg"; give it as often as you like."""
+    """Photo, folder of photos, or pattern such as "trip/*.jpg"."""
     model: str = "tiny"
-    """Bundled name, local folder or hub id; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME for a checkpoint of OFA."""
+    """Bundled name, local folder or hub id; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME for an OFA checkpoint."""
     tokenizer: str | None = None
-    """Folder or hub id of an OFA checkpoint's vocabulary, where it does not lie beside the checkpoint."""
+    """Folder or hub id of an OFA checkpoint's vocabulary, if it is not in the same folder as the checkpoint."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, mps."""
     batch_size: int = 16
-    """Photos that go through the model together; it does not change the answers."""
+    """Photos per batch; affects speed and memory, not the results."""
     max_megapixels: float = 64.0
-    """Larger photos are refused before they are decoded."""
+    """Photos with more megapixels are skipped, with an error, without decoding them."""
     json: bool = False
-    """Print JSON, one object a line."""
+    """Print one JSON object per line."""
 
     @property
     def max_pixels(self) -> int:
@@ -120,11 +120,13 @@ def read_list(option: str, value: str) -> list[str]:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ArgumentError(
-                f"{option} {value!r} cannot be read: {reason}; give a text file, one name a line"
+                f"{option} {value!r} cannot be read: {reason}; give a text file with one name per line"
             ) from None
     else:
         names = value.split(",")
     names = [name.strip() for name in names if name.strip()]
     if not names:
-        raise ArgumentError(f"{option} {value!r} names nothing; give names with commas between them, or a text file")
+        raise ArgumentError(
+            f"{option} {value!r} contains no names; separate names by commas, or give a text file with one per line"
+        )
     return names

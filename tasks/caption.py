@@ -17,24 +17,24 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Args(PhotoArgs):
     num_beams: int | None = None
-    """Beam width; 1 is greedy search. Without it, the model's own (5)."""
+    """Beam width; 1 is greedy search. By default the model's own setting (5)."""
     max_length: int | None = None
-    """Longest caption, in tokens (most words are one token). Without it, the model's own (tiny: 20, OFA: 16)."""
+    """Longest caption, in tokens (most words are one token). By default the model's own setting (tiny: 20, OFA: 16)."""
     num_captions: int = 1
-    """Captions a photo, the best first."""
+    """Captions to print for each photo, the best first."""
     rerank: float | None = None
-    """Weight of the similarity of photo and caption, computed by the encoders, in the ranking of the candidates; 0
-    turns it off. Without it, the model's own (tiny: 2)."""
+    """When ranking the candidates of the beam search: weight of the similarity of photo and caption, as computed by the
+    image and text encoders; 0 turns this off. By default the model's own setting (tiny: 2)."""
     sample: bool = False
     """Draw captions at random instead of searching for the best."""
     temperature: float = 1.0
-    """With --sample: below 1 makes captions safer, above 1 bolder."""
+    """With --sample: values below 1 favour likely tokens, values above 1 give more varied captions."""
     top_k: int = 0
-    """With --sample: draw among the k likeliest tokens; 0 means all."""
+    """With --sample: draw from the k most likely tokens; 0 means all."""
     top_p: float = 0.0
-    """With --sample: draw among the likeliest tokens that hold this probability together; 0 means all."""
+    """With --sample: draw from the most likely tokens that together have this probability; 0 means all."""
     seed: int = 0
-    """Of the random numbers of --sample."""
+    """With --sample: seed of the random numbers."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

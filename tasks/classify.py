@@ -1,4 +1,4 @@
-"""Give photos one of your labels each."""
+"""Choose one of your labels for each photo."""
 
 import json
 import math
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Args(PhotoArgs):
     model: str = "tiny"
-    """Bundled name, local folder or hub id; open_clip:ARCHITECTURE/TAG; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME. A pair
-    of encoders compares labels with photos; a model without one scores them as answers."""
+    """Bundled name, local folder or hub id; open_clip:ARCHITECTURE/TAG; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME. With
+    image and text encoders, photos and labels are compared; other models score the labels as answers."""
     labels: str
-    """Labels to choose from: "cat,dog,car", or a text file, one a line."""
+    """Labels to choose from: "cat,dog,car", or a text file with one label per line."""
     template: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Of a pair: sentence that labels are put into, with {} for the label; given several times, their mean counts.
-    Without it: "a photo of a {}."."""
+    """Sentence to put each label into, with {} for the label (image and text encoders only). The features of several
+    templates are averaged. By default "a photo of a {}"."""
     top: int = 1
-    """Labels a photo, the likeliest first, with their probabilities where there are several."""
+    """Labels to print for each photo, the most likely first; above 1, with their probabilities."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

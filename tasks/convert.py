@@ -15,17 +15,17 @@ from vlm.errors import ArgumentError
 @dataclass(frozen=True)
 class Args:
     checkpoint: tyro.conf.Positional[str]
-    """fairseq's .pt file, a folder of OFA's port to transformers, or a hub id of that (OFA-Sys/ofa-base)."""
+    """A fairseq .pt file, or a folder or hub id in OFA's transformers format (OFA-Sys/ofa-base)."""
     out: tyro.conf.Positional[str]
     """Folder to write: model.safetensors, config.json and tokenizer.json."""
     tokenizer: str | None = None
-    """Folder or hub id of the vocabulary; without it, it must lie beside the checkpoint."""
+    """Folder or hub id of the vocabulary; by default it is read from the checkpoint's folder."""
     ema: bool = False
-    """Take the averaged weights, with which the original evaluates VQA."""
+    """Use the averaged (EMA) weights, as OFA's own VQA evaluation does."""
     image_size: int | None = None
-    """Side of the square that photos are resized to, if not the one that the checkpoint names."""
+    """Side of the square that photos are resized to, if different from the checkpoint's setting."""
     half: bool = False
-    """Store float16: half the size, and captions that may differ in rare cases."""
+    """Store float16: half the size; captions may differ in rare cases."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

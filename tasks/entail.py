@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, kw_only=True)
 class Args(PhotoArgs):
     text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """Sentence to judge; each is judged for each photo."""
+    """Sentence to judge; each sentence is judged for each photo."""
     caption: str | None = None
-    """What is known of the photo, to be judged with it."""
+    """Caption of the photo, given to the model as additional evidence."""
     prefix: Literal["auto", "none", "source", "source_and_end"] = "auto"
-    """What the decoder is given before it answers: nothing, the instruction, or that with its end token; auto is
-    as the model's config says."""
+    """What the decoder is given before the answer: nothing (none), the instruction (source), or the instruction with
+    its end token (source_and_end); auto is the setting in the model's config."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Write an encoder pair as ONNX files, which run without this package."""
+"""Export image and text encoders to ONNX files, which run without this package."""
 
 import sys
 from collections.abc import Sequence
@@ -12,7 +12,8 @@ from tasks._command import command, no_collections
 @dataclass(frozen=True)
 class Args:
     model: tyro.conf.Positional[str]
-    """Bundled name or folder with a pair, open_clip:ARCHITECTURE/TAG, or timm:MODEL for photos alone."""
+    """Bundled name or folder of a model with image and text encoders, open_clip:ARCHITECTURE/TAG, or timm:MODEL for an
+    image encoder alone."""
     out: tyro.conf.Positional[str]
     """Folder to write: image.onnx, text.onnx, tokenizer.json and encoders.json."""
 

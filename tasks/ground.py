@@ -26,7 +26,7 @@ class Args(PhotoArgs):
     region: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Region to describe: left,top,right,bottom in pixels."""
     draw: str | None = None
-    """With one photo: write it to this file, with the boxes drawn."""
+    """Also save the photo with the boxes drawn to this file (one photo only)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +77,9 @@ def run(args: Args) -> int:
             else:
                 yield labelled(path, many, ",".join(f"{x:g}" for x in region) if len(regions) > 1 else None, text)
         if lost := [phrase for phrase, box in zip(args.phrase, boxes, strict=True) if box is None]:
-            raise ImageError(f"{str(path)!r}: the model wrote no box for {', '.join(map(repr, lost))}; try other words")
+            raise ImageError(
+                f"{str(path)!r}: the model found no box for {', '.join(map(repr, lost))}; try another phrase"
+            )
 
     found = model.predictor.stream(paths, ask, batch_size=args.batch_size, max_pixels=args.max_pixels)
     return print_each(paths, found, lines)

@@ -24,52 +24,53 @@ class IndexArgs:
     """Index the photos under a folder; run it again to bring the index up to date."""
 
     photos: tyro.conf.Positional[str]
-    """Folder of photos; its subfolders are searched, too."""
+    """Folder of photos, including its subfolders."""
     out: str
     """Folder of the index, or an address of object storage (s3://bucket/photos.index)."""
     model: str | None = None
-    """Bundled name, local folder or open_clip:ARCHITECTURE/TAG. Without it: the one that made the index, or tiny."""
+    """Image and text encoders: bundled name, local folder or open_clip:ARCHITECTURE/TAG. By default the ones that made
+    the index, or tiny for a new index."""
     caption: bool = False
-    """Keep a caption beside each photo; search shows it."""
+    """Also caption each photo; search prints the captions."""
     caption_model: str = "tiny"
-    """With --caption: the model that writes them."""
+    """With --caption: the model that writes the captions."""
     device: str = "cpu"
     """Where the models run: cpu, cuda, cuda:1, mps."""
     batch_size: int = 32
-    """Photos that go through the model together."""
-    max_pixels: int = 64_000_000
-    """Larger photos are refused before they are decoded."""
+    """Photos per batch."""
+    max_megapixels: float = 64.0
+    """Photos with more megapixels are skipped, with an error, without decoding them."""
     exact_rows: int = 50_000
-    """Above so many photos, an approximate index is built and its recall is measured."""
+    """With more photos than this, build an approximate index and measure its recall."""
 
 
 @dataclass(frozen=True)
 class SearchArgs:
-    """Print the photos of an index that are nearest to a sentence, to a photo, or to both."""
+    """Search an index with a sentence, a photo, or both, and print the most similar photos."""
 
     index: tyro.conf.Positional[str]
     """Folder of the index."""
     text: tyro.conf.Positional[tuple[str, ...]] = ()
-    """What the photos show, in a sentence."""
+    """Sentence that describes the photos to find."""
     image: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Photo to find the like of; with a sentence, the sum of both is searched."""
+    """Example photo: find photos similar to it. With a sentence, the two are combined."""
     minus: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Sentence to subtract: what the photos shall not show."""
+    """Sentence that describes what the photos should not show."""
     top: int = 10
-    """Photos to print."""
+    """Number of photos to print."""
     model: str | None = None
-    """Encoder pair, where it is called otherwise than when the index was made."""
+    """Image and text encoders. By default the ones that made the index; only needed if they have moved."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, mps."""
     json: bool = False
-    """Print one JSON object a line: path, score, caption."""
+    """Print one JSON object per line: path, score, caption."""
     html: str | None = None
-    """Write a page of thumbnails to this file."""
+    """Also write the results to this file as an HTML page with thumbnails."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = tyro.extras.subcommand_cli_from_dict(
-        {"index": IndexArgs, "search": SearchArgs}, args=argv, prog="python -m tasks.retrieve", description=__doc__
+        {"index": IndexArgs, "search": SearchArgs}, args=argv, prog="vlm retrieve", description=__doc__
     )
     os.environ.setdefault("LANCEDB_LOG", "error")  # its remarks on tables that are small are not for a user
     try:
@@ -78,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; what was done is kept: run the same command to go on", file=sys.stderr)
+        print("stopped; finished work is kept. Run the same command to continue", file=sys.stderr)
         return 130
 
 
@@ -100,7 +101,7 @@ def run_index(args: IndexArgs) -> int:
         encoders,
         captioner=captioner,
         batch_size=args.batch_size,
-        max_pixels=args.max_pixels,
+        max_pixels=round(args.max_megapixels * 1e6),
         exact_rows=args.exact_rows,
         show_progress_bar=True,
     )

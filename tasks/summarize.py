@@ -17,21 +17,21 @@ from vlm.errors import ArgumentError, DataError, VLMError
 @dataclass(frozen=True)
 class Args:
     text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Text to summarise; give it as often as you like. Text after the first 512 words is ignored."""
+    """Text to summarise. Text after the first 512 words is ignored."""
     file: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Text file (UTF-8) to summarise; - reads standard input."""
     model: str = "tiny"
-    """Bundled name, local folder or hub id; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME for a checkpoint of OFA."""
+    """Bundled name, local folder or hub id; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME for an OFA checkpoint."""
     tokenizer: str | None = None
-    """Folder or hub id of an OFA checkpoint's vocabulary, where it does not lie beside the checkpoint."""
+    """Folder or hub id of an OFA checkpoint's vocabulary, if it is not in the same folder as the checkpoint."""
     num_beams: int | None = None
-    """Beam width; 1 is greedy search. Without it, the model's own (6)."""
+    """Beam width; 1 is greedy search. By default the model's own setting (6)."""
     max_length: int | None = None
-    """Longest summary, in tokens. Without it, the model's own (32)."""
+    """Longest summary, in tokens. By default the model's own setting (32)."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, mps."""
     json: bool = False
-    """Print one JSON object a line: file (null for --text), summary, score."""
+    """Print one JSON object per line: file (null for --text), summary, score."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

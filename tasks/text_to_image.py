@@ -1,4 +1,4 @@
-"""Draw pictures of texts."""
+"""Generate images from text."""
 
 import os
 import sys
@@ -16,23 +16,23 @@ from vlm.errors import ArgumentError
 @dataclass(frozen=True)
 class Args:
     text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """What the picture shows; give it as often as you like. Text after the first 64 words is ignored."""
+    """Description of the image. Text after the first 64 words is ignored."""
     model: str
-    """ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME: a checkpoint of OFA that draws, such as image_gen_large_best.pt."""
+    """ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME: an OFA checkpoint that generates images, as image_gen_large_best.pt."""
     vqgan: str
     """The VQGAN that turns the model's codes into pixels: OFA's last.ckpt, or a folder of diffusers' VQModel."""
     out: str = "."
-    """Folder for the pictures, named by text and picture: 1-1.png, 1-2.png, 2-1.png."""
+    """Folder for the images, named TEXT-IMAGE.png by number: 1-1.png, 1-2.png, 2-1.png."""
     tokenizer: str | None = None
-    """Folder or hub id of an OFA checkpoint's vocabulary, where it does not lie beside the checkpoint."""
+    """Folder or hub id of an OFA checkpoint's vocabulary, if it is not in the same folder as the checkpoint."""
     num_images: int = 1
-    """Pictures of each text."""
+    """Images to generate for each text."""
     seed: int = 0
-    """Of the random numbers."""
+    """Seed of the random numbers."""
     temperature: float = 1.0
-    """Below 1 makes pictures safer, above 1 bolder."""
+    """Values below 1 favour likely codes, values above 1 give more varied images."""
     top_k: int = 256
-    """Draw among the k likeliest codes; 0 means all."""
+    """Draw from the k most likely codes; 0 means all."""
     device: str = "cpu"
     """Where the model runs: cpu, cuda, cuda:1, mps."""
 

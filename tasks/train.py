@@ -1,7 +1,7 @@
 """Train a model to caption and to answer, or the encoders that belong to one, on WebDataset shards.
 
 The value of each field of the configuration can be changed by an option: `--phases.0.lr 1e-4`; `vlm train CONFIG -h`
-lists them. A run that was stopped goes on with the same command.
+lists them. To continue a run that was stopped, run the same command again.
 """
 
 import sys

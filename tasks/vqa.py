@@ -22,18 +22,18 @@ class Args(PhotoArgs):
     question: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
     """What to ask; each question is asked about each photo."""
     answers: str | None = None
-    """The only answers that may be given: "yes,no", or a text file, one a line. Without it, any text."""
+    """Allowed answers: "yes,no", or a text file with one answer per line. By default any text."""
     score_all: bool = False
-    """With --answers: score every one of them, not only those that a beam search finds."""
+    """With --answers: score every allowed answer, not only those that the beam search finds."""
     top: int = 1
-    """Answers a question, the best first."""
+    """Answers to print for each question, the best first."""
     num_beams: int | None = None
-    """Beam width; 1 is greedy search. Without it, the model's own (5)."""
+    """Beam width; 1 is greedy search. By default the model's own setting (5)."""
     max_length: int | None = None
-    """Longest answer, in tokens. Without it, the model's own (30)."""
+    """Longest answer, in tokens. By default the model's own setting (30)."""
     prefix: Literal["auto", "none", "source", "source_and_end"] = "auto"
-    """What the decoder is given before it answers: nothing, the question, or the question with its end token; auto
-    is as the model's config says."""
+    """What the decoder is given before the answer: nothing (none), the question (source), or the question with its end
+    token (source_and_end); auto is the setting in the model's config."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

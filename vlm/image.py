@@ -91,9 +91,13 @@ class ImageTransform:
     """
 
     size: int
+    """Side of the square that photos are resized to, in pixels."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from red, green and blue, which are scaled to [0, 1]."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides red, green and blue after the mean is subtracted."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """Filter for resizing photos."""
 
     def __post_init__(self):
         if not isinstance(self.size, int) or self.size < 1:

@@ -34,7 +34,7 @@ class Pair(nn.Module):
 
     Args:
         model: one whose `prepare` makes a tensor of one size of any photo.
-        device: where the features shall be.
+        device: of the features.
     """
 
     def __init__(self, model: Any, device: str | torch.device):

@@ -74,10 +74,7 @@ class Featurizer(Protocol):
 ABILITIES = {
     "embed": "embed photos and sentences",
     "compare": "compare photos with sentences",
-    "caption_de": "caption photos in German",
-    "caption_zh": "caption photos in Chinese",
-    "match": "say how likely a sentence fits a photo",
-    "featurize": "give features of photos",
+    "featurize": "compute features of photos",
 }
 
 Predict = Callable[[Sequence[Item], Sequence[Any]], list[Any]]  # items and their prepared photos to JSON values
@@ -326,7 +323,7 @@ def unpack(texts: Sequence[str]) -> "np.ndarray":
 
     rows = [np.frombuffer(base64.b64decode(text), dtype="<f4") for text in texts]
     if len({len(row) for row in rows}) > 1:
-        raise ModelError("the stored embeddings have several lengths; start anew with another --out")
+        raise ModelError("the stored embeddings differ in length; start again with another --out")
     return np.stack(rows)
 
 

@@ -76,7 +76,7 @@ def _network(path: Path) -> torch.nn.Module:
     except FileNotFoundError:
         raise ModelError(f"no file at {str(path)!r}; {WANTED}") from None
     except Exception as error:  # torch raises whatever a damaged file makes of it
-        raise ModelError(f"{str(path)!r} is no file of tensors alone ({_first_line(error)}); {WANTED}") from None
+        raise ModelError(f"{str(path)!r} is not a file of tensors only ({_first_line(error)}); {WANTED}") from None
     # torch-fidelity unpickles whatever it is given: it is given tensors that have already been read safely
     safe = io.BytesIO()
     torch.save(tensors, safe)

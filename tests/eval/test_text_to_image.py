@@ -185,8 +185,8 @@ def test_files_that_are_not_the_network_are_refused(tmp_path, monkeypatch):
     for name, message in (
         ("absent.pth", "no file at 'absent.pth'; give pt_inception-2015-12-05"),
         ("other.pth", "'other.pth' is not FID's network"),
-        ("harmful.pth", r"'harmful\.pth' is no file of tensors alone"),
-        ("harmful.zip.pth", "is no file of tensors alone"),
+        ("harmful.pth", r"'harmful\.pth' is not a file of tensors only"),
+        ("harmful.zip.pth", "is not a file of tensors only"),
     ):
         with pytest.raises(ModelError, match=message) as error:
             load(f"inception:{name}", "featurize", "cpu")

@@ -162,7 +162,7 @@ def test_texts_and_files_are_summarised(run, model, tmp_path, monkeypatch):
     [
         (["vqa", "--question", "what?", "--score-all"], ["--score-all", "--answers"]),
         (["vqa", "--question", "what?", "--answers", "gone.txt"], ["--answers 'gone.txt' cannot be read", "No such"]),
-        (["vqa", "--question", "what?", "--answers", ", ,"], ["names nothing"]),
+        (["vqa", "--question", "what?", "--answers", ", ,"], ["contains no names"]),
         (["vqa", "--question", "what?", "--top", "0"], ["--top 0"]),
         (["vqa", "--question", "?"], ["holds no words"]),
         (["vqa", "--question", "what?", "--batch-size", "0"], ["batch_size=0"]),

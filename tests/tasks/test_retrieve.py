@@ -77,7 +77,16 @@ def test_index_says_what_it_did_and_repeats_nothing(model, photos, tmp_path, cap
 def test_unreadable_photos_are_listed_at_the_end(model, photos, tmp_path, capsys):
     shutil.copytree(photos, tmp_path / "p")
     (tmp_path / "p" / "a.jpg").write_bytes(b"\xff\xd8\xff broken")
-    command = ["index", str(tmp_path / "p"), "--out", str(tmp_path / "i"), "--model", model, "--max-pixels", "1000"]
+    command = [
+        "index",
+        str(tmp_path / "p"),
+        "--out",
+        str(tmp_path / "i"),
+        "--model",
+        model,
+        "--max-megapixels",
+        "0.001",
+    ]
     assert retrieve.main(command) == 1
     out, err = capsys.readouterr()
     assert "1 photos (1 new, 0 changed, 0 unchanged, 0 dropped, 4 unreadable)" in out
@@ -191,7 +200,7 @@ def test_captions_are_kept_where_asked_for(model, tmp_path, capsys):
         (["search", "{index}", "--image", "gone.jpg"], ["gone.jpg", "does not exist"]),
         (["search", "{index}", "x", "--model", "{other}"], ["one.pt", "other.pt"]),
         (["search", "{photos}", "x"], ["holds no index"]),
-        (["search", "{photos}/gone", "x"], ["does not exist", "python -m tasks.retrieve index"]),
+        (["search", "{photos}/gone", "x"], ["does not exist", "vlm retrieve index"]),
         (["index", "{photos}", "--out", "{index}", "--model", "{other}"], ["one.pt", "other.pt"]),
         (["index", "{photos}", "--out", "{photos}", "--model", "{other}"], ["something else"]),
         (["index", "{photos}/gone", "--out", "{index}"], ["gone", "No such file"]),

@@ -319,7 +319,7 @@ def test_help_of_a_configuration_lists_its_fields(name, capsys, monkeypatch):
     assert missing == []
     # what a phase sets, and the run, is explained; the weights of a mix are, above them
     silent = [option for option, text in listed.items() if not text]
-    groups = ("backbone.", "pair.", "tower.", "image.", "augmentation.", "tasks.", "repeats.")
+    groups = ("augmentation.", "tasks.", "repeats.")
     assert [option for option in silent if ".mix." not in option and not option.startswith(groups)] == []
 
 

@@ -42,11 +42,11 @@ class Encoders(nn.Module):
         raise AssertionError("each kind has its own")
 
     def text_vectors(self, ids: Tensor) -> Tensor:
-        """`int64[batch, words]` from `tokenize` to `[batch, dim]`, of any length."""
+        """`int64[batch, tokens]` from `tokenize` to `[batch, dim]`, of any length."""
         raise ArgumentError(f"{self.name!r} reads photos only; load a pair such as 'tiny' to encode text")
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Sentences to `int64[batch, words]`.
+        """Sentences to `int64[batch, tokens]`.
 
         Raises:
             ArgumentError: the model has no text encoder.

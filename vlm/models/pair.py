@@ -1,7 +1,7 @@
 """The contrastive pair of CLIP (Radford et al., 2021, arXiv:2103.00020): photos and sentences as vectors of one space.
 
 The image side is the backbone's own tower with a head on the mean of its patches; the text side is a BERT encoder
-(Devlin et al., 2019, arXiv:1810.04805) whose words are averaged, so that MiniLM's sentence weights fit.
+(Devlin et al., 2019, arXiv:1810.04805) whose token states are averaged, so that MiniLM's sentence weights fit.
 """
 
 import math
@@ -15,7 +15,7 @@ PAD = 0  # BERT's padding id
 
 
 class TextTower(nn.Module):
-    """Word ids to a sentence vector: the mean over the words' states."""
+    """Token ids to a sentence vector: the mean over the tokens' states."""
 
     def __init__(self, config: TextConfig):
         super().__init__()
@@ -35,7 +35,7 @@ class TextTower(nn.Module):
         self.layers = nn.TransformerEncoder(layer, config.layers, enable_nested_tensor=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """`int64[batch, words]`, padded on the right with 0, to `[batch, dim]`."""
+        """`int64[batch, tokens]`, padded on the right with 0, to `[batch, dim]`."""
         padding = ids == PAD
         x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]] + self.segment)
         x = self.layers(x, src_key_padding_mask=padding)
@@ -83,7 +83,7 @@ class ContrastivePair(nn.Module):
         return nn.functional.normalize(self.image(grid.flatten(1, 2)), dim=-1)
 
     def encode_text(self, ids: Tensor) -> Tensor:
-        """`int64[batch, words]`, padded on the right with 0, to `[batch, dim]`, unit length."""
+        """`int64[batch, tokens]`, padded on the right with 0, to `[batch, dim]`, unit length."""
         return self.project_text(self.text(ids))
 
     def project_text(self, vectors: Tensor) -> Tensor:

@@ -180,10 +180,10 @@ def open_index(where: str | os.PathLike[str]) -> Index:
     where = _local(where)
     if "://" not in where and not os.path.isdir(where):
         what = "is a file" if os.path.exists(where) else "does not exist"
-        raise DataError(f"index {where!r} {what}; make one: python -m tasks.retrieve index PHOTOS --out INDEX")
+        raise DataError(f"index {where!r} {what}; make one: vlm retrieve index PHOTOS --out INDEX")
     table = _table(where)
     if table is None:
-        raise DataError(f"{where!r} holds no index; make one: python -m tasks.retrieve index PHOTOS --out INDEX")
+        raise DataError(f"{where!r} holds no index; make one: vlm retrieve index PHOTOS --out INDEX")
     try:
         maker = Maker(**json.loads((table.schema.metadata or {})[_MADE_BY]))
     except (KeyError, TypeError, ValueError):
@@ -206,7 +206,7 @@ def open_or_create(where: str | os.PathLike[str], encoders: Encoders) -> Index:
     if os.path.isfile(where):
         raise ArgumentError(f"{where!r} is a file; name a folder for the index")
     if os.path.isdir(where) and {name for name in os.listdir(where) if name[0] != "."} - {f"{_TABLE}.lance"}:
-        raise ArgumentError(f"{where!r} holds something else than an index; name another folder")
+        raise ArgumentError(f"{where!r} is a folder with other files in it, not an index; name another folder")
     if _table(where) is not None:
         index = open_index(where)
         index.check(encoders)
@@ -257,7 +257,7 @@ def query_vector(
         parts += [encoders.encode_image(images).float().sum(0)]
     total = torch.stack(parts).sum(0)
     if total.norm() < 1e-4:
-        raise ArgumentError("the query cancels itself out; subtract something else than what it asks for")
+        raise ArgumentError("the query cancels itself out; what is subtracted equals what is searched for")
     return nn.functional.normalize(total, dim=0).cpu()
 
 
