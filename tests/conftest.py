@@ -1,38 +1,119 @@
-"""What several test modules share: the nano model of the golden files made by the original OFA code."""
+"""What several test modules share: goldens of the original OFA code, ours and the reference, and small models.
 
+Goldens are recorded numbers. Small ones lie in `tests/golden/`; the reference data lies beside the clone and is large.
+The same tests read both: through the fixture `golden`, or for each case that the mark `cases` finds.
+"""
+
+import gzip
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from vlm.models.vision_language import VisionLanguageModel
     from vlm.tokenizer import Tokenizer
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "ofa_golden"
+REFERENCE = Path(__file__).parents[2] / "shared"  # outside of the clone
+GOLDENS = {"own": Path(__file__).parent / "golden", "reference": REFERENCE / "ofa_golden"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `reference(name)` where `name` is not among the reference data."""
+    for mark in item.iter_markers("reference"):
+        if not (REFERENCE / mark.args[0]).exists():
+            pytest.skip(f"needs reference data: {REFERENCE.name}/{mark.args[0]} is not beside the checkout")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that reads a golden with both goldens.
+
+    A test marked `cases(find=..., slow=())` runs with each `case` of `find(golden)`, a dictionary; the keys in `slow`
+    are slow. Where the reference is missing, one skipped test stands for its cases.
+    """
+    if "golden" not in metafunc.fixturenames:
+        return
+    mark = metafunc.definition.get_closest_marker("cases")
+    found = []
+    for name, folder in GOLDENS.items():
+        marks = [pytest.mark.reference("ofa_golden")] if name == "reference" else []
+        if not mark:
+            found.append(pytest.param(name, marks=marks, id=name))
+            continue
+        cases = mark.kwargs["find"](folder) if folder.is_dir() else {"absent": None}
+        for key, case in cases.items():
+            slow = [pytest.mark.slow] if key in mark.kwargs.get("slow", ()) else []
+            found.append(pytest.param(name, case, marks=[*marks, *slow], id=f"{name}-{key}"))
+    metafunc.parametrize(["golden", "case"] if mark else ["golden"], found, indirect=["golden"], scope="session")
 
 
 @pytest.fixture(scope="session")
-def nano() -> "Callable[..., VisionLanguageModel]":
+def reference() -> Path:
+    """The folder of the reference data, for tests marked `reference`."""
+    return REFERENCE
+
+
+@pytest.fixture(scope="session")
+def golden(request) -> Path:
+    """The folder of a golden: ours, then the reference."""
+    return GOLDENS[request.param]
+
+
+@cache
+def read_arrays(file: Path) -> "dict[str, np.ndarray]":
+    import numpy as np
+    from safetensors.numpy import load
+
+    npz, packed = file.with_name(f"{file.name}.npz"), file.with_name(f"{file.name}.safetensors.gz")
+    return dict(np.load(npz)) if npz.is_file() else load(gzip.decompress(packed.read_bytes()))
+
+
+@pytest.fixture(scope="session")
+def arrays(golden) -> "Callable[[str], dict[str, Tensor]]":
+    """`arrays(name)`: what a file of the golden holds, named without its ending."""
+    import torch
+
+    return lambda name: {key: torch.from_numpy(values) for key, values in read_arrays(golden / name).items()}
+
+
+@pytest.fixture(scope="session")
+def nano_state(golden, arrays) -> "dict[str, Tensor]":
+    """The nano model's parameters by their original names; in our golden without the image tower."""
+    import torch
+
+    state = arrays("nano/state")
+    if golden == GOLDENS["own"]:
+        state = {name: values / 4096 for name, values in state.items()}
+        state["encoder.image_proj.weight"] = torch.eye(32, 1024)  # our golden has the photos after the projection
+    return state
+
+
+@pytest.fixture(scope="session")
+def nano(golden, nano_state) -> "Callable[..., VisionLanguageModel]":
     """`load(parameters={}, **changes)`: the nano model, by name mapping with nothing missing and nothing left over.
 
     `parameters` are added to the file's by their original names; `changes` are fields of its configuration.
     """
-    if not GOLDEN.is_dir():
-        pytest.skip("the golden numbers of the original are not beside the checkout")
-    import numpy as np
     import torch
 
     from vlm.convert.ofa.checkpoint import rename
     from vlm.models.config import Seq2SeqConfig, TowerConfig
     from vlm.models.vision_language import VisionLanguageModel
 
-    file = dict(np.load(GOLDEN / "nano" / "state.npz"))
+    class Features(torch.nn.Module):
+        """In place of the tower: the golden's photos, which are features already, `[batch, height, width, 32]`."""
+
+        def forward(self, features: "Tensor") -> "Tensor":
+            return torch.nn.functional.pad(features, (0, 1024 - 32))
+
     config = Seq2SeqConfig(
         vocab_size=360,
         dim=32,
@@ -48,11 +129,13 @@ def nano() -> "Callable[..., VisionLanguageModel]":
     )
 
     def load(parameters: dict[str, Any] | None = None, **changes: Any) -> VisionLanguageModel:
-        names = {**file, **(parameters or {})}
+        names = {**nano_state, **(parameters or {})}
         if not changes.get("pre_norm", True):
             names = {k: v for k, v in names.items() if not k.startswith(("encoder.layer_norm.", "decoder.layer_norm."))}
         model = VisionLanguageModel(TowerConfig("ofa_resnet", (2, 1, 1)), replace(config, **changes)).eval()
-        model.load_state_dict({new: torch.from_numpy(v.copy()) for k, v in names.items() if (new := rename(k))})
+        if golden == GOLDENS["own"]:
+            model.tower = Features()  # pyright: ignore[reportAttributeAccessIssue]
+        model.load_state_dict({new: values for name, values in names.items() if (new := rename(name))})
         return model
 
     return load

@@ -78,11 +78,12 @@ def test_errors_name_what_is_wrong(model, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_hundred_photos_give_the_same_caption_alone_and_in_batches_of_32(model):
-    images = ROOT.parent / "shared" / "data" / "flickr8k" / "images"
-    if not images.is_dir():
-        pytest.skip("the test photos are not beside the checkout")
-    photos = sorted(images.glob("*.jpg"))[:200]
+@pytest.mark.parametrize(
+    "folder", [None, pytest.param("data/flickr8k/images", marks=pytest.mark.reference("data/flickr8k/images"))]
+)
+def test_photos_give_the_same_caption_alone_and_in_batches_of_32(model, reference, folder):
+    """Ours, and 200 of the reference."""
+    photos = sorted((reference / folder).glob("*.jpg"))[:200] if folder else PHOTOS
     together = [row[0].text for row in model.captions(photos, batch_size=32)]
     backwards = [row[0].text for row in model.captions(photos[::-1], batch_size=7)][::-1]
     alone = [model.caption(photo) for photo in photos]

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -23,8 +22,6 @@ from vlm.models.vision_language import VisionLanguageModel
 from vlm.predictor import Photo, Predictor
 from vlm.tokenizer import Tokenizer
 
-GOLDEN = Path(__file__).parents[2] / "shared" / "ofa_golden"
-CASES = json.loads((GOLDEN / "nano_golden.json").read_text()) if GOLDEN.is_dir() else {}
 SAMPLE = Path(__file__).parents[1] / "datasets" / "sample"
 PHOTOS = [SAMPLE / f"{name}.jpg" for name in ("cat", "coffee", "rocket")]
 
@@ -59,17 +56,18 @@ def ask_nano(model: Model, data: dict[str, torch.Tensor], **options) -> list[lis
     return found
 
 
-def arrays(name: str) -> dict[str, torch.Tensor]:
-    return {key: torch.from_numpy(value) for key, value in np.load(GOLDEN / "nano" / name).items()}
+@pytest.fixture(scope="module")
+def cases(golden) -> dict[str, Any]:
+    return json.loads((golden / "nano_golden.json").read_text())
 
 
 @pytest.mark.parametrize("name, prefix", [("prompt_none", "none"), ("prompt_prev_output", "source")])
 @torch.inference_mode()
-def test_scores_of_all_answers_are_the_originals(nano, words, name, prefix):
+def test_scores_of_all_answers_are_the_originals(nano, words, cases, arrays, name, prefix):
     model = nano_model(nano(), words, "answer", {"allowed": None})
-    case = CASES["vqa_all_candidate"][name]
+    case = cases["vqa_all_candidate"][name]
     texts = [" ".join(f"w{i}" for i in ids) for ids in case["candidate_ids"]]
-    found = ask_nano(model, arrays("loss_inputs.npz"), choices=texts, score_all=True, prefix=prefix)
+    found = ask_nano(model, arrays("nano/loss_inputs"), choices=texts, score_all=True, prefix=prefix)
     for answers, scores, best in zip(found, case["scores"], case["answers"], strict=True):
         by_text = {answer.text: answer.score for answer in answers}
         assert [by_text[text] for text in texts] == pytest.approx(scores, abs=1e-4)
@@ -78,9 +76,9 @@ def test_scores_of_all_answers_are_the_originals(nano, words, name, prefix):
 
 @pytest.mark.parametrize("name", ["beam5_unnormalized", "trie_beam5_unnormalized"])
 @torch.inference_mode()
-def test_answers_are_searched_as_by_the_original(nano, words, name):
+def test_answers_are_searched_as_by_the_original(nano, words, cases, arrays, name):
     model = nano_model(nano(), words, "answer", {"allowed": None, "prefix": "none"})
-    data, case = arrays("gen_inputs.npz"), CASES["generation"][name]
+    data, case = arrays("nano/gen_inputs"), cases["generation"][name]
     model.bundle.module.backbone.embed.weight[EOS] = data["eos_row"]
     options: dict[str, Any] = {"beams": 5, "max_tokens": 12, "normalize": False}
     if "trie_sequences" in case:
@@ -92,9 +90,9 @@ def test_answers_are_searched_as_by_the_original(nano, words, name):
 
 
 @torch.inference_mode()
-def test_image_codes_are_the_originals(nano, words):
+def test_image_codes_are_the_originals(nano, words, cases, arrays):
     model = nano_model(nano(), words, "generate_image", {"prompt": "{}", "top_k": 1})
-    data, case = arrays("gen_inputs.npz"), CASES["generation"]["code_topk1"]
+    data, case = arrays("nano/gen_inputs"), cases["generation"]["code_topk1"]
     model.bundle.module.backbone.embed.weight[EOS] = data["eos_row"]
     rows = [ids[1 : ids.index(EOS)] for ids in data["src_tokens_code"].tolist()]
     codes = torch.stack(

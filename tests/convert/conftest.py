@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +12,20 @@ import torch
 if TYPE_CHECKING:
     from vlm.tokenizer import Tokenizer
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "ofa_golden"
-
 Shapes = dict[str, tuple[int, ...]]
 
 
-@pytest.fixture(scope="session")
-def tokenizer() -> "Tokenizer":
-    """The original's vocabulary."""
+@cache
+def read_tokenizer(folder: Path) -> "Tokenizer":
     from vlm.convert.ofa.tokenizer import load_tokenizer
 
-    if not GOLDEN.is_dir():
-        pytest.skip("the items of the original are not beside the checkout")
-    return load_tokenizer(GOLDEN / "bpe")
+    return load_tokenizer(folder)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(golden) -> "Tokenizer":
+    """The original's vocabulary, of which our golden has some pieces."""
+    return read_tokenizer(golden / "bpe")
 
 
 def names(

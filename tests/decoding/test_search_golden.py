@@ -1,10 +1,10 @@
 """Decoding and candidate scores against the hypotheses that the original OFA code found."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -12,8 +12,6 @@ from vlm.decoding.search import GenerationConfig, generate
 from vlm.decoding.trie import Trie, score_candidates
 from vlm.models.config import EOS, PAD
 
-GOLDEN = Path(__file__).parents[3] / "shared" / "ofa_golden"
-CASES = json.loads((GOLDEN / "nano_golden.json").read_text()) if GOLDEN.is_dir() else {}
 OPTIONS = {  # the original's names to ours
     "beam_size": "beams",
     "max_len_a": "max_tokens_per_source",
@@ -28,28 +26,34 @@ OPTIONS = {  # the original's names to ours
 }
 
 
+def cases(section: str) -> Callable[[Path], dict[str, Any]]:
+    return lambda golden: {
+        name: case | {"name": name}
+        for name, case in json.loads((golden / "nano_golden.json").read_text())[section].items()
+    }
+
+
 @pytest.fixture(scope="module")
-def nano_generation(nano):
+def nano_generation(nano, arrays):
     """The nano model with another end token's embedding, so that hypotheses end at different lengths."""
     model = nano()
-    data = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "nano" / "gen_inputs.npz").items()}
+    data = arrays("nano/gen_inputs")
     with torch.no_grad():
         model.backbone.embed.weight[EOS] = data["eos_row"]
     return model.backbone, model.tower, data
 
 
-@pytest.mark.parametrize("name", CASES.get("generation", {}))
+@pytest.mark.cases(find=cases("generation"))
 @torch.inference_mode()
-def test_hypotheses_equal_the_original(nano_generation, name):
+def test_hypotheses_equal_the_original(nano_generation, case):
     backbone, tower, data = nano_generation
-    case = CASES["generation"][name]
     options = dict(case["options"])
     codes = options.pop("gen_code", False)
     allowed = options.pop("constraint_range", None)
     settings: dict[str, Any] = {OPTIONS[k]: v for k, v in options.items()}
     if allowed:
         settings["allowed"] = tuple(map(int, allowed.split(",")))
-    if name == "code_topk1":
+    if case["name"] == "code_topk1":
         settings |= {"sample": True, "top_k": 1}
     config = GenerationConfig(**settings)
     if codes:
@@ -78,14 +82,13 @@ def test_hypotheses_equal_the_original(nano_generation, name):
             assert h.token_scores == pytest.approx(e["positional_scores"], abs=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES.get("vqa_all_candidate", {}))
+@pytest.mark.cases(find=cases("vqa_all_candidate"))
 @pytest.mark.parametrize("chunk", [3, 64])
 @torch.inference_mode()
-def test_candidate_scores_equal_the_original(nano, name, chunk):
+def test_candidate_scores_equal_the_original(nano, arrays, case, chunk):
     model = nano()
     backbone, tower = model.backbone, model.tower
-    case = CASES["vqa_all_candidate"][name]
-    data = {k: torch.from_numpy(v) for k, v in np.load(GOLDEN / "nano" / "loss_inputs.npz").items()}
+    data = arrays("nano/loss_inputs")
     encoded = backbone.encode(data["src_tokens"], tower(data["patch_images"]), data["patch_masks"])
     prompts = [torch.tensor(p[1:], dtype=torch.long) for p in case["decoder_prompts"]]
     prefix = torch.nn.utils.rnn.pad_sequence(prompts, batch_first=True, padding_value=PAD)

@@ -31,7 +31,6 @@ from vlm.train.plan import learning_rate, split_samples
 from vlm.train.seq2seq import Seq2SeqTrainer
 
 TESTS = Path(__file__).parents[1]
-GOLDEN = TESTS.parents[1] / "shared" / "ofa_golden"
 PLAIN = {"min_area": 1.0, "flip": 0.0, "jitter": 0.0}
 CAPTION: dict[str, Any] = {"name": "a", "batch_size": 2, "texts_per_photo": 2, "tower_lr": 1e-4, "ema": 0.9}
 ANSWER: dict[str, Any] = {
@@ -317,9 +316,8 @@ def test_photos_are_split_by_what_is_learned():
         assert [s.key for s in split_samples(found, 0, tasks)[0]] == [f"p{key}" for key in keys]
 
 
-@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden numbers of the original are not beside the checkout")
-def test_the_line_down_equals_the_original():
-    expected = json.loads((GOLDEN / "nano_golden.json").read_text())["optim"]["lr_schedule"][0]
+def test_the_line_down_equals_the_original(golden):
+    expected = json.loads((golden / "nano_golden.json").read_text())["optim"]["lr_schedule"][0]
     config = expected["config"]
     total, warmup = config["total_num_update"], config["warmup_updates"]
     for update, lr in zip(expected["updates"], expected["lr"], strict=True):

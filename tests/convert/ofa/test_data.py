@@ -23,15 +23,24 @@ from vlm.tasks.summarize import Summarize
 from vlm.tasks.text import clean_question, clean_sentence, strip_punctuation
 from vlm.tokenizer import Tokenizer
 
-GOLDEN = Path(__file__).parents[4] / "shared" / "ofa_golden"
-DATA = json.loads((GOLDEN / "data" / "data_golden.json").read_text(encoding="utf-8")) if GOLDEN.is_dir() else {}
-ITEMS: list[dict[str, Any]] = DATA.get("items", [])
 PREFIXES: dict[str, Any] = {"none": "none", "src": "source_and_end", "prev_output": "source"}
 
 
-def items(name: str) -> list[Any]:
-    found = [pytest.param(item, id=f"{name}-{i}") for i, item in enumerate(ITEMS) if item["name"] == name]
-    return found or [pytest.param({}, id="absent")]  # the fixture skips it
+def read(golden: Path) -> dict[str, Any]:
+    return json.loads((golden / "data" / "data_golden.json").read_text(encoding="utf-8"))
+
+
+def items(name: str) -> Any:
+    """Run a test with each item of a task."""
+
+    def find(golden: Path) -> dict[str, dict[str, Any]]:
+        return {f"{name}-{i}": item for i, item in enumerate(read(golden)["items"]) if item["name"] == name}
+
+    return pytest.mark.cases(find=find)
+
+
+def normalisation(golden: Path) -> dict[str, dict[str, str]]:
+    return {repr(sample["text"][:20]): sample for sample in read(golden)["normalisation"]}
 
 
 def check(found: TrainingExample, item: dict[str, Any]) -> None:
@@ -41,8 +50,8 @@ def check(found: TrainingExample, item: dict[str, Any]) -> None:
     assert found.prefix == item.get("decoder_prompt", [BOS])
 
 
-def check_image(item: dict[str, Any], size: int, **colours: Any) -> None:
-    pixels = ImageTransform(size, **colours)(load_image(GOLDEN / "data" / item["input"]["image"]))
+def check_image(golden: Path, item: dict[str, Any], size: int, **colours: Any) -> None:
+    pixels = ImageTransform(size, **colours)(load_image(golden / "data" / item["input"]["image"]))
     expected = item["patch_image"]
     assert list(pixels.shape) == expected["shape"]
     step = 1 / 255 / min(colours.get("std", (0.5,)))  # one grey level, for other releases of Pillow
@@ -68,89 +77,89 @@ def check_answers(tokenizer: Tokenizer, found: TrainingExample, item: dict[str, 
     assert allowed == item["constraint_mask_allowed_ids"]
 
 
-@pytest.mark.parametrize("item", items("caption"))
-def test_captions(tokenizer, item):
-    given = item["input"]
+@items("caption")
+def test_captions(golden, tokenizer, case):
+    given = case["input"]
     if given["split"] == "train" and not given["options"]:
         caption = strip_punctuation(given["caption"], given["max_tgt_length"])
     else:  # the original keeps all references in one string
         caption = "&&".join(map(strip_punctuation, given["caption"].split("&&")))
     task = Caption(tokenizer, 480)
-    check(task.example(task.source(None), tokenizer.encode(f" {caption}")), item)
-    check_image(item, 480)
+    check(task.example(task.source(None), tokenizer.encode(f" {caption}")), case)
+    check_image(golden, case, 480)
 
 
-@pytest.mark.parametrize("item", items("vqa"))
-def test_questions(tokenizer, item):
-    given = item["input"]
+@items("vqa")
+def test_questions(golden, tokenizer, case):
+    given = case["input"]
     task = AnswerQuestion(tokenizer, 480, {"prefix": PREFIXES[given["options"].get("prompt_type", "none")]})
     objects = given["objects"].split("&&") if given["options"].get("add_object") else ()
-    answer = max(item["ref_dict"], key=item["ref_dict"].__getitem__)  # the most certain of the references
+    answer = max(case["ref_dict"], key=case["ref_dict"].__getitem__)  # the most certain of the references
     found = task.example(task.source(None, given["question"], objects), tokenizer.encode(f" {answer}"))
-    check(found, item)
-    check_answers(tokenizer, found, item)
-    check_image(item, 480)
+    check(found, case)
+    check_answers(tokenizer, found, case)
+    check_image(golden, case, 480)
 
 
-@pytest.mark.parametrize("item", items("refcoco"))
-def test_grounding(tokenizer, item):
-    given = item["input"]
+@items("refcoco")
+def test_grounding(golden, tokenizer, case):
+    given = case["input"]
     size = given["patch_image_size"]
-    image = load_image(GOLDEN / "data" / given["image"])
+    image = load_image(golden / "data" / given["image"])
     box = [float(value) for value in given["box"].split(",")]
     assert given["max_image_size"] == LOCATION_PIXELS
     locations = box_locations(tokenizer, box, *image.size, size)
     task = Ground(tokenizer, size)
-    check(task.example(task.source(None, given["text"]), locations), item)
-    check_image(item, size)
-    assert (size / image.width, size / image.height) == pytest.approx((item["w_resize_ratio"], item["h_resize_ratio"]))
+    check(task.example(task.source(None, given["text"]), locations), case)
+    check_image(golden, case, size)
+    assert (size / image.width, size / image.height) == pytest.approx((case["w_resize_ratio"], case["h_resize_ratio"]))
     found = read_box(tokenizer, [BOS, *locations, 2], *image.size, size)
     half = max(image.size) / size * 512 / 999 / 2  # a location stands for so many pixels on either side
-    assert found == pytest.approx(item["region_coord"], abs=half + 1e-6)
+    assert found == pytest.approx(case["region_coord"], abs=half + 1e-6)
 
 
-@pytest.mark.parametrize("item", items("snli_ve"))
-def test_entailment(tokenizer, item):
-    given = item["input"]
+@items("snli_ve")
+def test_entailment(golden, tokenizer, case):
+    given = case["input"]
     task = Entail(tokenizer, 480, {"prefix": PREFIXES[given["prompt_type"]]})
     source = task.source(None, given["hypothesis"], given["caption"] if given["add_caption"] else "")
     (answer,) = (text for text, label in LABELS.items() if label == given["label"])
     found = task.example(source, tokenizer.encode(f" {answer}"))
-    check(found, item)
-    check_answers(tokenizer, found, item)
-    check_image(item, 480)
+    check(found, case)
+    check_answers(tokenizer, found, case)
+    check_image(golden, case, 480)
 
 
-@pytest.mark.parametrize("item", items("image_gen"))
-def test_image_generation(tokenizer, item):
-    step = 37 if "code_rule" in item["input"] else 0
-    codes = [tokenizer.code_start + step * i % tokenizer.num_codes for i in range(1024)]
+@items("image_gen")
+def test_image_generation(golden, tokenizer, case):
+    step = 37 if "code_rule" in case["input"] else 0
+    codes = [tokenizer.code_start + step * i % tokenizer.num_codes for i in range(len(case["target"]) - 1)]
     task = GenerateImage(tokenizer, 480)
-    check(task.example(task.source(None, item["input"]["text"]), codes), item)
+    check(task.example(task.source(None, case["input"]["text"]), codes), case)
 
 
-@pytest.mark.parametrize("item", items("image_classify"))
-def test_classification(tokenizer, item):
+@items("image_classify")
+def test_classification(golden, tokenizer, case):
     task = Classify(tokenizer, 480)
-    found = task.example(task.source(None), tokenizer.encode(f" {item['input']['label']}"))
-    check(found, item)
-    check_answers(tokenizer, found, item)
-    check_image(item, 480, **IMAGENET)
+    found = task.example(task.source(None), tokenizer.encode(f" {case['input']['label']}"))
+    check(found, case)
+    check_answers(tokenizer, found, case)
+    check_image(golden, case, 480, **IMAGENET)
 
 
-@pytest.mark.parametrize("item", items("gigaword"))
-def test_summaries(tokenizer, item):
+@items("gigaword")
+def test_summaries(golden, tokenizer, case):
     # the original writes unknown words otherwise
     task = Summarize(tokenizer, 480)
-    summary = clean_sentence(item["input"]["target"], 64).replace("<unk>", "unk")
-    check(task.example(task.source(None, item["input"]["source"]), tokenizer.encode(summary)), item)
+    summary = clean_sentence(case["input"]["target"], 64).replace("<unk>", "unk")
+    check(task.example(task.source(None, case["input"]["source"]), tokenizer.encode(summary)), case)
 
 
-@pytest.mark.parametrize("sample", DATA.get("normalisation", []), ids=lambda sample: repr(sample["text"][:20]))
-def test_normalisation(sample):
+@pytest.mark.cases(find=normalisation)
+def test_normalisation(golden, case):
     """The first column of each kind was cut to eight words."""
-    text = sample["text"]
-    assert clean_question(text, 8) == sample["pre_question"]
-    assert clean_question(text) == sample["pre_question_nolimit"]
-    assert clean_sentence(text, 8) == sample["pre_caption"]
-    assert clean_sentence(text) == sample["pre_caption_nolimit"]
+    text = case["text"]
+    assert clean_question(text, 8) == case["pre_question"]
+    assert clean_question(text) == case["pre_question_nolimit"]
+    assert clean_sentence(text, 8) == case["pre_caption"]
+    assert clean_sentence(text) == case["pre_caption_nolimit"]

@@ -13,7 +13,7 @@ from eval.metrics.captions import caption_scores
 from vlm.errors import ArgumentError, DataError
 
 
-def test_each_shared_caption_against_the_others(photos, official_tokenize):
+def test_each_caption_against_the_others(photos, photo_tokenize):
     """All figures of the official path, of the set and of each caption."""
     from pycocoevalcap.bleu import bleu
     from pycocoevalcap.cider import cider
@@ -24,7 +24,7 @@ def test_each_shared_caption_against_the_others(photos, official_tokenize):
     references = {(i, k): photos[i][:k] + photos[i][k + 1 :] for i, k in keys}
     ours = caption_scores(hypotheses, references)
 
-    words = dict(zip(keys, official_tokenize(list(hypotheses.values())), strict=True))
+    words = dict(zip(keys, photo_tokenize(list(hypotheses.values())), strict=True))
     results = {key: [words[key]] for key in keys}
     targets = {(i, k): [words[i, j] for j in range(len(photos[i])) if j != k] for i, k in keys}
     figures = zip(*bleu.Bleu(4).compute_score(targets, results, verbose=0), strict=True)

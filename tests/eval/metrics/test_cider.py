@@ -3,7 +3,6 @@
 import json
 import math
 import string
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ from hypothesis import strategies as st
 from eval.metrics.cider import CiderD, CiderScorer, cider, cider_d
 from eval.metrics.ngrams import NgramTable
 from vlm.errors import DataError
-
-GOLDEN = Path(__file__).parents[4] / "shared" / "ofa_golden" / "nano_golden.json"
 
 sentences = st.lists(st.sampled_from("abcd"), max_size=9)
 images = st.lists(st.tuples(sentences, st.lists(sentences, min_size=1, max_size=4)), min_size=1, max_size=6)
@@ -48,11 +45,8 @@ def test_the_mean_over_references():
     assert cider_d(pairs)[0] == pytest.approx(2 / 3 * 5)
 
 
-@pytest.mark.skipif(
-    not GOLDEN.is_file(), reason="OFA's reference data (../shared/ofa_golden) is not beside the checkout"
-)
-def test_ofa_rewards():
-    golden = json.loads(GOLDEN.read_text(encoding="utf-8"))["losses"]["scst"]
+def test_ofa_rewards(golden):
+    golden = json.loads((golden / "nano_golden.json").read_text(encoding="utf-8"))["losses"]["scst"]
     no_punctuation = str.maketrans("", "", string.punctuation)
 
     def clean(text: str) -> list[str]:
