@@ -18,9 +18,11 @@ def caption_figures(hypotheses: Mapping[str, str], references: Mapping[str, Sequ
 
 def chinese_figures(hypotheses: Mapping[str, str], references: Mapping[str, Sequence[str]]) -> dict[str, float]:
     """CIDEr and BLEU-4 of Chinese sentences, whose tokens are their characters, in points of a hundred."""
-    split = {key: " ".join(text.replace(" ", "")) for key, text in hypotheses.items()}
-    people = {key: [" ".join(text.replace(" ", "")) for text in texts] for key, texts in references.items()}
-    return caption_figures(split, people)
+    from eval.metrics.captions import caption_scores
+    from eval.metrics.chinese import tokenize
+
+    corpus = caption_scores(hypotheses, references, tokenizer=tokenize).corpus
+    return {name: 100 * corpus[name] for name in ("CIDEr", "BLEU-4")}
 
 
 def box_figures(found: Mapping[str, str], right: Mapping[str, Sequence[str]]) -> dict[str, float]:

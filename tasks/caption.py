@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from tasks._command import command, search_options
 from tasks._photos import PhotoArgs, labelled, print_each
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Args(PhotoArgs):
+    language: Literal["en", "zh", "de"] = "en"
+    """Language of the captions: English, Chinese or German, where the model knows it."""
     num_beams: int | None = None
     """Beam width; 1 is greedy search. By default the model's own setting (5)."""
     max_length: int | None = None
@@ -50,8 +52,11 @@ def run(args: Args) -> int:
         options |= {"seed": args.seed, **search_options(args, "sample", "top_k", "top_p")}
     else:
         options |= search_options(args, "num_beams")
-    model = args.load("caption")
-    found = model.stream("caption", paths, batch_size=args.batch_size, max_pixels=args.max_pixels, **options)
+    from vlm.tasks import CAPTION_TASKS
+
+    task = CAPTION_TASKS[args.language]
+    model = args.load(task)
+    found = model.stream(task, paths, batch_size=args.batch_size, max_pixels=args.max_pixels, **options)
 
     def lines(path: Path, results: list[list["Answer"]]) -> Iterator[str]:
         for caption in results[0]:

@@ -257,7 +257,7 @@ def test_settings_that_travel_with_the_weights_are_used(model):
 @pytest.mark.parametrize(
     "ask, words",
     [
-        (lambda m: m.answer(PHOTOS[0], " ?"), "question ' .' holds no words"),
+        (lambda m: m.answer(PHOTOS[0], " ?"), "question ' .' contains no words"),
         (lambda m: m.answer(PHOTOS[0], "zq" * 200), "takes .* tokens, .* reads 128; shorten it"),
         (lambda m: m.answer(PHOTOS[0], "what?", choices=[]), "there are no answers"),
         (lambda m: m.answer(PHOTOS[0], "what?", choices="yes,no"), "answers are a list of strings"),
@@ -265,13 +265,13 @@ def test_settings_that_travel_with_the_weights_are_used(model):
         (lambda m: m.answer(PHOTOS[0], "what?", beam_width=2), "beam_width"),
         (lambda m: m.answer(PHOTOS[0], "what?", choices=["a"], mask_after_softmax=True), "exclude each other"),
         (lambda m: m.answer(PHOTOS[0], "what?", prefix="source_and_end"), "score given answers instead"),
-        (lambda m: m.ground(PHOTOS[0], ",."), "phrase ',.' holds no words"),
+        (lambda m: m.ground(PHOTOS[0], ",."), "phrase ',.' contains no words"),
         (lambda m: m.describe_region(PHOTOS[0], (9, 9, 5, 20)), "9,9,5,20 is not a box in a photo of 451x300"),
         (lambda m: m.describe_region(PHOTOS[0], (460, 0, 500, 20)), "is not a box in a photo"),
         (lambda m: m.describe_region(PHOTOS[0], (0, 0, 5, math.nan)), "0,0,5,nan is not a box"),
-        (lambda m: m.entail(PHOTOS[0], ""), "the sentence '' holds no words"),
+        (lambda m: m.entail(PHOTOS[0], ""), "the sentence '' contains no words"),
         (lambda m: m.classify(PHOTOS[0], ["cat", " "]), "the labels hold an empty one"),
-        (lambda m: m.summarize("  "), "the text '  ' holds no words"),
+        (lambda m: m.summarize("  "), "the text '  ' contains no words"),
         (lambda m: m.complete("a dog"), "has no gap .*write <mask>"),
         (lambda m: m.complete("<mask>"), "has no gap between words"),
     ],
@@ -386,7 +386,7 @@ def test_what_a_stream_cannot_ask_is_said_at_once(model):
         captioner.stream("answer", PHOTOS, [("who?",)])
     with pytest.raises(ArgumentError, match="batch_size=0 is below 1"):
         list(model.stream("caption", PHOTOS, batch_size=0))
-    with pytest.raises(ArgumentError, match="holds no words"):
+    with pytest.raises(ArgumentError, match="contains no words"):
         list(model.stream("answer", PHOTOS, [("who?",), ("?",)]))
     large = list(model.stream("caption", PHOTOS[:1], max_pixels=1000))
     assert isinstance(large[0], ImageError) and "max_pixels=1000" in str(large[0])

@@ -152,15 +152,27 @@ class Model:
 
     # One photo, one result
 
-    def captions(self, images: Sequence["ImageSource | Photo"], **options: Any) -> list[list[Answer]]:
-        """Describe photos: for each its captions, the best first; options as in `stream` and `vlm.tasks.caption`.
+    def captions(
+        self, images: Sequence["ImageSource | Photo"], *, language: str = "en", **options: Any
+    ) -> list[list[Answer]]:
+        """Describe photos.
+
+        Args:
+            images: photos in any form, of any sizes.
+            language: code of the language: `en`, `zh` or `de`.
+            options: as in `stream` and `vlm.tasks.caption`.
+
+        Returns:
+            For each photo its captions, the best first.
 
         Raises:
             ImageError: a photo cannot be used.
-            ArgumentError: the model cannot caption, or options exclude each other.
+            ArgumentError: the model cannot caption in this language, or options exclude each other.
         """
+        if language not in tasks.CAPTION_TASKS:
+            raise ArgumentError(f"language={language!r} is unknown; choose one of: {', '.join(tasks.CAPTION_TASKS)}")
         found: list[list[Answer]] = []
-        for captions in self.stream("caption", images, **options):
+        for captions in self.stream(tasks.CAPTION_TASKS[language], images, **options):
             if isinstance(captions, ImageError):
                 raise captions
             found += captions

@@ -1,6 +1,7 @@
 """The commands that ask about photos and texts, with a small random model, as a user types them."""
 
 import json
+import math
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from PIL import Image
 import vlm
 from tasks import classify, entail, ground, summarize, vqa
 from tasks.__main__ import commands, main
+from vlm.errors import ArgumentError
 
 ROOT = Path(__file__).parents[2]
 CAT, COFFEE = (str(ROOT / "datasets" / "sample" / f"{name}.jpg") for name in ("cat", "coffee"))
@@ -22,6 +24,7 @@ ASKED = {
     "ground": ["--phrase", "the sofa"],
     "entail": ["--text", "two cats"],
     "classify": ["--labels", "cat,dog"],
+    "match": ["--text", "two cats"],
 }
 CANNOT = {
     "vqa": "answer questions",
@@ -29,6 +32,7 @@ CANNOT = {
     "entail": "judge sentences about photos",
     "classify": "give photos labels",
     "summarize": "summarise texts",
+    "match": "say whether sentences fit photos",
 }
 
 
@@ -101,7 +105,7 @@ def test_a_box_is_printed_and_drawn(run, model, tmp_path):
     assert code == 0 and lines == [" ".join(f"{value:.1f}" for value in box)]
     with Image.open(out) as drawn, Image.open(CAT) as photo:
         assert drawn.size == photo.size
-        corner = [min(round(max(box[i], box[i + 2])), side - 1) for i, side in enumerate(photo.size)]
+        corner = [min(int(min(box[i], box[i + 2])), side - 1) for i, side in enumerate(photo.size)]
         assert drawn.getpixel(tuple(corner)) == (255, 0, 0) != photo.getpixel(tuple(corner))
 
 
@@ -157,6 +161,35 @@ def test_texts_and_files_are_summarised(run, model, tmp_path, monkeypatch):
     assert code == 0 and json.loads(out[0])["summary"] == expected
 
 
+def test_sentences_that_fit(run, model):
+    texts = ["two cats on a red sofa", "a dog"]
+    expected = model.run("match", [CAT, CAT], texts)
+    photo = model.encode([CAT])[0]
+    for text, value in zip(texts, expected, strict=True):
+        source = model.task("match").source(None, text)
+        (answers,) = model.predictor.score([source], [photo.patches], ["no", "yes"])
+        assert value == pytest.approx({answer.text: math.exp(answer.score) for answer in answers}["yes"])
+    options = [part for text in texts for part in ("--text", text)]
+    code, out, err = run("match", "--image", CAT, *options)
+    assert (code, err) == (0, [])
+    assert out == [f"{text}: {value:.3f}" for text, value in zip(texts, expected, strict=True)]
+    _, out, _ = run("match", "--image", CAT, *options, "--json")
+    assert [json.loads(line)["probability"] for line in out] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("language, task", [("en", "caption"), ("zh", "caption_zh"), ("de", "caption_de")])
+def test_captions_in_a_language(run, model, language, task):
+    code, out, err = run("caption", "--image", CAT, "--language", language, "--max-length", "5")
+    assert (code, err) == (0, [])
+    assert out == [model.run(task, [CAT], max_tokens=5)[0][0].text]
+    assert out == [model.caption(CAT, language=language, max_tokens=5)]
+
+
+def test_an_unknown_language(model):
+    with pytest.raises(ArgumentError, match=r"language='fr' is unknown; choose one of: en, (de, zh|zh, de)"):
+        model.caption(CAT, language="fr")
+
+
 @pytest.mark.parametrize(
     "command, words",
     [
@@ -164,7 +197,7 @@ def test_texts_and_files_are_summarised(run, model, tmp_path, monkeypatch):
         (["vqa", "--question", "what?", "--answers", "gone.txt"], ["--answers 'gone.txt' cannot be read", "No such"]),
         (["vqa", "--question", "what?", "--answers", ", ,"], ["contains no names"]),
         (["vqa", "--question", "what?", "--top", "0"], ["--top 0"]),
-        (["vqa", "--question", "?"], ["holds no words"]),
+        (["vqa", "--question", "?"], ["contains no words"]),
         (["vqa", "--question", "what?", "--batch-size", "0"], ["batch_size=0"]),
         (["ground"], ["--phrase", "--region"]),
         (["ground", "--region", "1,2,3"], ["--region '1,2,3' is not four numbers"]),
@@ -172,7 +205,7 @@ def test_texts_and_files_are_summarised(run, model, tmp_path, monkeypatch):
         (["ground", "--phrase", "x", "--draw", "x.png", "--image", COFFEE], ["--draw 'x.png' is for one photo"]),
         (["ground", "--phrase", "the sofa", "--draw", "gone/x.png"], ["--draw 'gone/x.png' cannot be written"]),
         (["ground", "--phrase", "the sofa", "--draw", "x.what"], ["--draw 'x.what' cannot be written"]),
-        (["entail", "--text", " "], ["holds no words"]),
+        (["entail", "--text", " "], ["contains no words"]),
         (["classify", "--labels", "a,b", "--template", "x"], ["scores labels as answers"]),
         (["classify", "--labels", "a,b", "--top", "0"], ["--top 0"]),
     ],

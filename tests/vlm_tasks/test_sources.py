@@ -105,7 +105,7 @@ def test_a_question_ends_with_its_mark(tokenizer, question, filled):
 
 @pytest.mark.parametrize("question", ["", " ", "?", " ??", "...", "？"])
 def test_a_question_without_words_is_refused(tokenizer, question):
-    with pytest.raises(ArgumentError, match="holds no words"):
+    with pytest.raises(ArgumentError, match="contains no words"):
         answer.AnswerQuestion(tokenizer, 64).source(None, question)
 
 

@@ -101,5 +101,5 @@ def test_input_of_a_user_keeps_eighty_words():
     assert clean_input("phrase", "A red-sofa <person>") == "a red sofa person"
     assert clean_input("phrase", "w " * 100).split() == ["w"] * 80
     assert clean_input("text", "w " * 100, 90).split() == ["w"] * 90
-    with pytest.raises(ArgumentError, match=r"the phrase ',\.' holds no words; write some"):
+    with pytest.raises(ArgumentError, match=r"the phrase ',\.' contains no words; write some"):
         clean_input("phrase", ",.")

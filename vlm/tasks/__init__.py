@@ -8,8 +8,9 @@ from typing import Any
 from vlm.errors import ArgumentError, ModelError
 from vlm.files.bundle import Bundle
 from vlm.tasks.base import Task, TrainingExample, TrainingRules
+from vlm.tasks.caption import Caption
 
-__all__ = ["TASKS", "Task", "TrainingExample", "TrainingRules", "bind", "check_names", "find_tasks"]
+__all__ = ["CAPTION_TASKS", "TASKS", "Task", "TrainingExample", "TrainingRules", "bind", "check_names", "find_tasks"]
 
 
 def find_tasks(folders: Iterable[str]) -> dict[str, type[Task]]:
@@ -23,6 +24,8 @@ def find_tasks(folders: Iterable[str]) -> dict[str, type[Task]]:
 
 
 TASKS: dict[str, type[Task]] = find_tasks(__path__)
+# the task that captions photos in a language, by the language's code
+CAPTION_TASKS = {kind.language: name for name, kind in TASKS.items() if issubclass(kind, Caption)}
 
 
 def check_names(names: Iterable[str]) -> None:

@@ -75,7 +75,7 @@ class AnswerQuestion(Task):
             options: as in `Task.run`.
 
         Raises:
-            ArgumentError: a question holds no words, or options exclude each other.
+            ArgumentError: a question contains no words, or options exclude each other.
         """
         names = None if choices is None else distinct("answer", choices)
         columns = columns if objects is None else (*columns, objects)
@@ -148,7 +148,7 @@ class AnswerQuestion(Task):
         return list(zip(question.answers, ids, strict=True))
 
     def _question_ids(self, question: Question) -> list[int] | None:
-        """The instruction of a question; None where it holds no words, or more than the model reads."""
+        """The instruction of a question; None where it contains no words, or more than the model reads."""
         try:
             ids = self.source(None, question.text)
         except ArgumentError:
@@ -161,11 +161,11 @@ def with_mark(question: str) -> str:
     """A question cleaned, which ends with its mark in any case.
 
     Raises:
-        ArgumentError: the question holds no words.
+        ArgumentError: the question contains no words.
     """
     text = clean_question(question, MAX_WORDS)
     if not text.rstrip("?？ "):
-        raise ArgumentError(f"the question {question[:40]!r} holds no words; write some")
+        raise ArgumentError(f"the question {question[:40]!r} contains no words; write one")
     return text if text.endswith(("?", "？")) else text + "?"
 
 

@@ -22,6 +22,8 @@ OFA_CAPTION_WORDS = 20
 class Caption(Task):
     """A photo to sentences, the best first.
 
+    Captions in another language than English are learned from the field of a sample's record that `language` names.
+
     The setting `rerank` is the weight that the contrastive pair has in which sentence is the best, see
     `vlm.encoders.reranking`.
     """
@@ -34,7 +36,7 @@ class Caption(Task):
     metric = "captions"
     reward = "cider"
     one_source = True
-    language: ClassVar[str | None] = None  # the field of a sample's record that holds the captions; None: English
+    language: ClassVar[str] = "en"
 
     def run(
         self,
@@ -60,7 +62,7 @@ class Caption(Task):
             ArgumentError: options that exclude each other, or the model has no encoders to rerank by.
         """
         if rerank is None:
-            reads = predictor.encoders is not None and self.language is None  # the pair's text tower reads English
+            reads = predictor.encoders is not None and self.language == "en"  # which the pair's text tower reads
             rerank = self.settings.get("rerank", 0.0) if reads else 0.0
         weight = reranking.check_weight(rerank)
         if weight and predictor.encoders is None:
@@ -79,7 +81,7 @@ class Caption(Task):
     @classmethod
     def sentences(cls, sample: Sample) -> Sequence[str]:
         """What people said about a sample in the task's language."""
-        if cls.language is None:
+        if cls.language == "en":
             return sample.captions
         found = sample.fields.get(cls.language) or ()
         return (found,) if isinstance(found, str) else [str(text) for text in found]

@@ -57,7 +57,7 @@ class Entail(Task):
             For each sentence `entailment`, `contradiction` and `neutral`, the likeliest first.
 
         Raises:
-            ArgumentError: a sentence holds no words, or an option is given.
+            ArgumentError: a sentence contains no words, or an option is given.
         """
         self.no_search(options)
         assert photos is not None

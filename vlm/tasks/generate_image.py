@@ -30,7 +30,7 @@ class GenerateImage(Task):
         """Ids of the instruction; text after the first 64 words is ignored.
 
         Raises:
-            ArgumentError: the text holds no words.
+            ArgumentError: the text contains no words.
         """
         (text,) = inputs
         read = text.split()[:MAX_WORDS]

@@ -55,7 +55,7 @@ class Match(Task):
             For each photo the probability of "yes" against "no".
 
         Raises:
-            ArgumentError: a sentence holds no words, or an option is given.
+            ArgumentError: a sentence contains no words, or an option is given.
         """
         options.pop("choices", None)
         self.no_search(options)

@@ -48,7 +48,7 @@ def clean_input(kind: str, text: str, max_words: int | None = MAX_WORDS) -> str:
     """
     clean = clean_sentence(text, max_words)
     if not clean:
-        raise ArgumentError(f"the {kind} {text[:40]!r} holds no words; write some")
+        raise ArgumentError(f"the {kind} {text[:40]!r} contains no words; write some")
     return clean
 
 

@@ -5,6 +5,7 @@ clear which of two dogs is meant, or where something nobody mentions may still b
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vlm.data.questions.base import KINDS, MadeQuestion
 from vlm.data.questions.boxes import box_questions
@@ -18,8 +19,8 @@ __all__ = ["KINDS", "MadeQuestion", "questions_about"]
 
 def questions_about(
     captions: Sequence[str],
-    phrases: Sequence[Mapping] = (),
-    boxes: Sequence[Mapping] = (),
+    phrases: Sequence[Mapping[str, Any]] = (),
+    boxes: Sequence[Mapping[str, Any]] = (),
     boxes_complete: bool = False,
 ) -> list[MadeQuestion]:
     """Everything that can be asked about a photo, in a fixed order.
