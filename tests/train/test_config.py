@@ -63,8 +63,8 @@ def test_a_configuration_survives_json(file):
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "cross_entropy": {"label_smoothing": 0.2, "hidden_tokens": 0.1, "drop_worst": 0.3, "drop_worst_after": 0.4,
-                      "weighted_answers": True, "closed_answers": True},
+    "cross_entropy": {"label_smoothing": 0.2, "location_spread": 0.1, "hidden_tokens": 0.1, "drop_worst": 0.3,
+                      "drop_worst_after": 0.4, "weighted_answers": True, "closed_answers": True},
     "self_critical": {"no_repeat_ngram": 3},
     "contrastive": {"text_lr": 0.0, "neighbours": 2},
     "sigmoid": {"text_lr": 1e-4, "neighbours": 0},

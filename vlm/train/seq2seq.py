@@ -25,7 +25,12 @@ from vlm.tasks import Task, TrainingExample, TrainingRules
 from vlm.train.batches import IGNORED, allowed_tokens, teacher_forcing
 from vlm.train.config import CrossEntropy, Objective, Phase, SelfCritical, TrainConfig
 from vlm.train.loop import Trainer
-from vlm.train.objectives import label_smoothed_cross_entropy, mean_of_others, self_critical_loss
+from vlm.train.objectives import (
+    label_smoothed_cross_entropy,
+    location_cross_entropy,
+    mean_of_others,
+    self_critical_loss,
+)
 from vlm.train.plan import Figures, Step
 
 Reward = Callable[[int, Sequence[str]], Sequence[float]]  # training photo, sentences -> a reward each
@@ -181,6 +186,10 @@ class Seq2SeqTrainer(Trainer):
         if advantage is not None:
             return self_critical_loss(logits, labels[real], advantage[:, None].expand_as(labels)[real]), figures
         assert isinstance(objective, CrossEntropy)
+        if task.output == "locations" and objective.location_spread:
+            first, end = self.tokenizer.bin_start, self.tokenizer.vocab_size
+            spread = objective.location_spread * (end - first - 1)
+            return location_cross_entropy(logits, labels[real], first, end, spread), figures
         weights = None
         if objective.weighted_answers:
             weights = torch.tensor([example.weight for example in examples], device=self.device)
