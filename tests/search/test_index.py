@@ -289,7 +289,7 @@ def test_what_is_no_index(photos, tmp_path):
         with pytest.raises(DataError, match=word):
             open_index(tmp_path / name)
     assert not (tmp_path / "nothing").exists()  # looking makes no folder
-    for name, word in [("file", "is a file"), ("photos", "something else")]:
+    for name, word in [("file", "is a file"), ("photos", "a folder with other files")]:
         with pytest.raises(ArgumentError, match=word):
             build(photos, tmp_path / name, Colours())
     import lancedb

@@ -202,7 +202,7 @@ def test_captions_are_kept_where_asked_for(model, tmp_path, capsys):
         (["search", "{photos}", "x"], ["holds no index"]),
         (["search", "{photos}/gone", "x"], ["does not exist", "vlm retrieve index"]),
         (["index", "{photos}", "--out", "{index}", "--model", "{other}"], ["one.pt", "other.pt"]),
-        (["index", "{photos}", "--out", "{photos}", "--model", "{other}"], ["something else"]),
+        (["index", "{photos}", "--out", "{photos}", "--model", "{other}"], ["a folder with other files"]),
         (["index", "{photos}/gone", "--out", "{index}"], ["gone", "No such file"]),
         (["index", "{index}", "--out", "{index}"], ["no photo"]),
         (["index", "{photos}", "--out", "{index}", "--batch-size", "0"], ["batch_size=0"]),
