@@ -1,18 +1,23 @@
 """Made scenes: what is said about each is recomputed here from its boxes, names and colours, and from its pixels."""
 
 import hashlib
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from vlm.data.scenes import KINDS, STATE_SIZE, Scene, make_scene, sample_photos
+from vlm.data.augment import Augmentation, View
+from vlm.data.features import view
+from vlm.data.scenes import KINDS, STATE_SIZE, Scene, make_scene, sample_photos, scene_samples
 from vlm.data.scenes_draw import COLOURS, CUTOUTS, NAMES, SHAPES, Thing
 from vlm.errors import ArgumentError
-from vlm.image import load_image
+from vlm.image import ImageTransform, load_image
 from vlm.tasks.answer import AnswerQuestion
 from vlm.tasks.answer import questions as questions_of
 
@@ -317,3 +322,25 @@ def test_cutouts_are_things_without_a_colour():
 
 def test_without_sample_photos_there_are_shapes_only():
     assert {thing.name for scene in SCENES for thing in scene.things} == set(SHAPES)
+
+
+def test_scenes_to_learn_from_are_drawn_when_they_are_read():
+    some = scene_samples("train", 3, 96)
+    assert [sample.key for sample in some] == ["scenes/train/0", "scenes/train/1", "scenes/train/2"]
+    for number, sample in enumerate(some):
+        expected = make_scene(f"train/{number}", 96)
+        assert sample.image == b"" and sample.intact and sample.split == "train"
+        assert sample.captions == expected.captions
+        assert sample.fields["phrases"][0]["boxes"] == [list(expected.phrases[0].box)]
+        with Image.open(io.BytesIO(sample.open())) as image:
+            assert image.size == (96, 96) and image.tobytes() == expected.image.tobytes()
+    assert {sample.split for sample in scene_samples("val", 2, 96)} == {"val"}
+
+
+def test_a_scene_is_never_cropped_mirrored_or_recoloured():
+    (scene,) = scene_samples("train", 1, 64)
+    transform = ImageTransform(64)
+    whole, _ = view(scene, transform, None, "")
+    for seed in range(20):
+        image, part = view(scene, transform, Augmentation(min_area=0.3, flip=1.0, jitter=0.5), str(seed))
+        assert part == View() and torch.equal(image, whole)

@@ -153,3 +153,23 @@ def test_attention_is_the_same_with_and_without_gradients(shape):
     assert q.grad is not None and bool(q.grad.abs().sum() > 0)
     with torch.inference_mode():
         torch.testing.assert_close(attend(q, k, v, bias), single.detach(), atol=1e-6, rtol=1e-5)
+
+
+def test_several_prompts_of_a_photo_are_read_as_if_each_had_its_own_copy():
+    """The tower and the projection of patches work once for each photo. In float64, so that sums hardly round."""
+    model = small_model().double()
+    words = torch.tensor([[0, 7, 12, 2], [0, 30, 2, 1], [0, 9, 2, 1], [0, 11, 2, 1]])
+    previous = torch.tensor([[0, 5, 6], [0, 11, 1], [0, 33, 34], [0, 8, 1]])
+    images = torch.cos(torch.arange(2 * 3 * 64 * 64) * 0.11).view(2, 3, 64, 64).double()
+    found = model(images, words, previous)
+    expected = model(images.repeat_interleave(2, 0), words, previous)
+    torch.testing.assert_close(found, expected, atol=1e-10, rtol=1e-10)
+    found.sum().backward()
+    shared = {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
+    model.zero_grad()
+    expected.sum().backward()
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(shared[name], parameter.grad, atol=1e-6, rtol=1e-8)

@@ -26,8 +26,8 @@ def view(
     sample: Sample, transform: ImageTransform, augmentation: Augmentation | None, seed: str
 ) -> tuple[Tensor, View]:
     """One view of a photo, `float32[3, size, size]`: the whole photo, or a random one that depends on `seed` alone."""
-    image, part = load_image(sample.image, name=sample.key), View()
-    if augmentation is not None:
+    image, part = load_image(sample.open(), name=sample.key), View()
+    if augmentation is not None and not sample.intact:
         rng = random.Random(f"{seed}/{sample.key}")
         image, part = random_view(image, augmentation, rng, sample.squashed, may_flip(sample.texts()))
     return transform(image), part

@@ -38,13 +38,24 @@ from vlm.data.scenes_text import KINDS, Phrase, Question, captions, phrases, que
 from vlm.data.shards import Sample
 from vlm.errors import ArgumentError
 
-__all__ = ["KINDS", "STATE_SIZE", "Phrase", "Question", "Scene", "Thing", "make_scene", "sample_photos"]
+__all__ = [
+    "KINDS",
+    "STATE_SIZE",
+    "Phrase",
+    "Question",
+    "Scene",
+    "Thing",
+    "make_scene",
+    "sample_photos",
+    "scene_samples",
+]
 
 SOURCE = "scenes"
 MOST = 5  # things
 STATE_SIZE = 4 + len(COLOURS) + len(NAMES)
 SIDES = {"": (0.17, 0.32), "small": (0.15, 0.19), "big": (0.33, 0.39)}  # of things, in parts of the picture
 GAP = 0.025  # between things, and to the edges
+MIN_SIZE = 64  # of the picture, in pixels
 TRIES = 30  # places for a thing before all are made smaller
 
 
@@ -83,23 +94,46 @@ class Scene:
             row[4 + len(COLOURS) + NAMES.index(thing.name)] = 1
         return rows
 
-    def sample(self) -> Sample:
+    def sample(self, split: str = "train") -> Sample:
         """The scene as a training sample, with the fields that a sample from shards has; the picture is a PPM file."""
         fields = {
             "source": SOURCE,
             "file": f"{self.seed}.ppm",
-            "split": "train",
+            "split": split,
             "captions": list(self.captions),
             "vqa": [{"question": asked.text, "answers": [asked.answer], "source": SOURCE} for asked in self.questions],
             "phrases": [{"text": phrase.text, "boxes": [list(phrase.box)]} for phrase in self.phrases],
         }
-        return Sample(f"{SOURCE}/{self.seed}", self.encoded("PPM"), self.captions, SOURCE, "train", False, fields)
+        key = f"{SOURCE}/{self.seed}"
+        return Sample(key, self.encoded("PPM"), self.captions, SOURCE, split, fields=fields, intact=True)
 
     def encoded(self, kind: str = "PNG") -> bytes:
         """The picture as a file, without loss: "PNG" is smaller, "PPM" is made and read many times faster."""
         buffer = io.BytesIO()
         self.image.save(buffer, kind, compress_level=1)
         return buffer.getvalue()
+
+
+class SceneSample(Sample):
+    """A scene to learn from whose picture is drawn anew each time, so that nothing is stored."""
+
+    def open(self) -> bytes:
+        return make_scene(self.key.removeprefix(f"{SOURCE}/"), self.fields["size"]).encoded("PPM")
+
+
+def scene_samples(split: str, count: int, size: int) -> list[Sample]:
+    """Scenes as samples, those of the seeds `SPLIT/0` to `SPLIT/(count - 1)`.
+
+    Args:
+        split: "train" or "val".
+        count: how many.
+        size: side of the pictures, in pixels.
+    """
+    found: list[Sample] = []
+    for number in range(count):
+        plain = make_scene(f"{split}/{number}", MIN_SIZE).sample(split)  # what is said does not depend on the size
+        found.append(SceneSample(**{**vars(plain), "image": b"", "fields": {**plain.fields, "size": size}}))
+    return found
 
 
 def make_scene(seed: int | str, size: int = 260, photos: Photos | None = None) -> Scene:
@@ -115,8 +149,8 @@ def make_scene(seed: int | str, size: int = 260, photos: Photos | None = None) -
     Raises:
         ArgumentError: the picture would be too small to show anything.
     """
-    if size < 64:
-        raise ArgumentError(f"size={size} leaves too few pixels for five shapes; give 64 or more")
+    if size < MIN_SIZE:
+        raise ArgumentError(f"size={size} leaves too few pixels for five shapes; give {MIN_SIZE} or more")
     name = f"{seed}{'/photos' if photos else ''}"
     rng = random.Random(f"{SOURCE}/{name}")
     background, things = _things(rng, photos)

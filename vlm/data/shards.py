@@ -30,6 +30,7 @@ class Sample:
         split: "train" or "val".
         squashed: the file was stored square, whatever the photo's aspect ratio.
         fields: the whole JSON record.
+        intact: training neither crops, mirrors nor recolours the photo.
     """
 
     key: str
@@ -39,6 +40,11 @@ class Sample:
     split: str = "train"
     squashed: bool = False
     fields: dict[str, Any] = field(default_factory=dict, repr=False)
+    intact: bool = False
+
+    def open(self) -> bytes:
+        """The encoded file."""
+        return self.image
 
     def texts(self) -> Iterator[str]:
         """What is said about the photo: captions in all languages, and questions with their answers."""

@@ -126,7 +126,7 @@ class Encoder(Stack):
         Args:
             words: word embeddings, `[batch, words, dim]`.
             mask: `bool[batch, patches + words]`, True at real tokens, or None where all are real.
-            patches: `[batch, height, width, patch_dim]`, or None for text alone.
+            patches: `[photos, height, width, patch_dim]`, the batch being a multiple of the photos; None for text alone.
         """
         device = words.device
         length = words.shape[1]
@@ -145,7 +145,10 @@ class Encoder(Stack):
             image = self.patch_proj(patches.flatten(1, 2))
             if self.config.encoder_entangle:
                 image = image + grid_positions
-            image = self.dropout(self.patch_norm(image + self.type_embedding.weight[1]))
+            image = self.patch_norm(image + self.type_embedding.weight[1])
+            if len(image) != len(words):  # several prompts for each photo
+                image = image.repeat_interleave(len(words) // len(image), 0)
+            image = self.dropout(image)
             x = torch.cat([image, x], dim=1)  # [batch, patches + words, dim]
             grid_buckets = image_buckets(ids, self.config.image_bucket_size)
         bias = self.self_bias(vectors[None], vectors[None])  # [1, heads, tokens, tokens]
@@ -268,7 +271,8 @@ class Seq2Seq(nn.Module):
 
         Args:
             prompt_ids: `int64[batch, words]`, padded on the right with 1.
-            patches: image features, `[batch, height, width, patch_dim]`; None for text alone.
+            patches: image features, `[photos, height, width, patch_dim]`, where the batch is a multiple of the photos:
+                the prompts of each photo follow each other; None for text alone.
             has_image: `bool[batch]`, False where a row's patches are a dummy to be ignored; None: all are real.
 
         Raises:
@@ -284,7 +288,7 @@ class Seq2Seq(nn.Module):
             )
         mask = prompt_ids != PAD
         if patches is not None:
-            image_mask = mask.new_ones(patches.shape[0], patches.shape[1] * patches.shape[2])
+            image_mask = mask.new_ones(mask.shape[0], patches.shape[1] * patches.shape[2])
             if has_image is not None:
                 image_mask = image_mask & has_image[:, None]
             mask = torch.cat([image_mask, mask], dim=1)

@@ -28,8 +28,8 @@ class VisionLanguageModel(nn.Module):
         """Decoder features for training.
 
         Args:
-            images: `float32[batch, 3, height, width]`, or features after the tower's first `stage` stages.
-            prompt_ids: `int64[batch, words]`.
+            images: `float32[photos, 3, height, width]`, or features after the tower's first `stage` stages.
+            prompt_ids: `int64[batch, words]`, batch a multiple of photos: the prompts of each photo follow each other.
             previous_ids: `int64[rows, words]`, rows a multiple of batch.
             stage: how many stages of the tower `images` has passed.
 

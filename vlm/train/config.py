@@ -217,6 +217,8 @@ class TrainConfig:
     """Sources of questions whose several answers are together the one right answer, as in DAQUAR."""
     made_questions: float = 0.0
     """Share of the questions to learn that are made from captions and boxes, see `vlm.data.questions`."""
+    scenes: int = 0
+    """Number of generated scenes to learn from in addition to the photos, see `vlm.data.scenes`."""
     repeats: dict[str, int] = field(default_factory=dict)
     """How often an epoch shows the photos of a source; 1 where none is given."""
     val_every: int = 20
@@ -231,6 +233,8 @@ class TrainConfig:
             choices = ", ".join(get_args(Precision))
             raise ValueError(f"precision={self.precision!r} is unknown; choose {choices}")
         _check_shares("", self, "made_questions")
+        if not isinstance(self.scenes, int) or self.scenes < 0:
+            raise ValueError(f"scenes={self.scenes!r} is not a number of scenes; give 0 or more")
         object.__setattr__(self, "answer_sets", tuple(self.answer_sets))  # JSON knows lists only
         try:
             known_tasks.check_names(self.tasks)

@@ -8,6 +8,7 @@ from typing import Any
 
 from vlm import tasks as known_tasks
 from vlm.data.annotations import join_annotations
+from vlm.data.scenes import scene_samples
 from vlm.data.shards import Sample, find_shards, read_samples
 from vlm.errors import ArgumentError, DataError
 from vlm.train.build import build
@@ -18,6 +19,7 @@ from vlm.train.pair import PairTrainer
 from vlm.train.plan import split_samples
 from vlm.train.seq2seq import Reward, Seq2SeqTrainer
 
+VAL_SCENES = 100  # scenes that validate where scenes are learned
 CONFIGS = Path(__file__).parent / "configs"
 
 
@@ -77,6 +79,9 @@ def train(
     """
     keep_freed_memory()
     samples: Sequence[Sample] = join_annotations(read_samples(find_shards(data)), annotations)
+    if config.scenes:
+        size = config.image.size
+        samples = [*samples, *scene_samples("train", config.scenes, size), *scene_samples("val", VAL_SCENES, size)]
     names = sorted({task for phase in config.phases for task in phase.mix}, reverse=True)
     for name in names:
         samples = known_tasks.TASKS[name].annotate(samples)

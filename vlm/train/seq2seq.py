@@ -163,12 +163,9 @@ class Seq2SeqTrainer(Trainer):
         phase, task = step.phase, self.tasks[step.task]
         objective = objective_of(phase, task)
         examples: list[TrainingExample] = step.texts
-        images = step.images
         figures: dict[str, float] = {}
         # all examples of a photo share its encoding where they share the instruction; others are read one by one
         shared = phase.texts_per_photo if task.one_source else 1
-        if shared < phase.texts_per_photo:
-            images = images.repeat_interleave(phase.texts_per_photo, 0)
         sources = pad([example.source for example in examples[::shared]]).to(self.device)
         advantage = None
         if isinstance(objective, SelfCritical):
@@ -181,7 +178,7 @@ class Seq2SeqTrainer(Trainer):
         previous, labels = previous.to(self.device), labels.to(self.device)
         real = labels != IGNORED
         with self.accelerator.autocast():
-            states = wrapped(images, sources, previous, step.stage)
+            states = wrapped(step.images, sources, previous, step.stage)
             logits = self.model.backbone.logits(states[real])  # padding needs no scores: half the vocabulary's work
         if advantage is not None:
             return self_critical_loss(logits, labels[real], advantage[:, None].expand_as(labels)[real]), figures
