@@ -1,5 +1,6 @@
 """The commands that ask about photos and texts, with a small random model, as a user types them."""
 
+import io
 import json
 import math
 import shlex
@@ -16,6 +17,7 @@ import vlm
 from tasks import classify, entail, ground, summarize, vqa
 from tasks.__main__ import commands, main
 from vlm.errors import ArgumentError
+from vlm.predictor import Predictor
 
 ROOT = Path(__file__).parents[2]
 CAT, COFFEE = (str(ROOT / "datasets" / "sample" / f"{name}.jpg") for name in ("cat", "coffee"))
@@ -96,6 +98,53 @@ def test_answers_may_lie_in_a_file_and_all_be_weighed(run, tmp_path):
     options = ["--answers", str(tmp_path / "answers.txt"), "--score-all", "--top", "9", "--json"]
     code, out, _ = run("vqa", "--image", CAT, "--question", "is it red?", *options)
     assert code == 0 and {json.loads(line)["answer"] for line in out} == {"yes", "red, and white"}
+
+
+def test_several_answers_have_their_probabilities(run):
+    options = [
+        "vqa",
+        "--image",
+        CAT,
+        "--question",
+        "is it red?",
+        "--answers",
+        "yes,no,red",
+        "--score-all",
+        "--top",
+        "9",
+    ]
+    _, plain, _ = run(*options)
+    records = [json.loads(line) for line in run(*options, "--json")[1]]
+    assert sum(record["probability"] for record in records) == pytest.approx(1)
+    assert plain == [f"{record['answer']} {100 * record['probability']:.1f} %" for record in records]
+
+
+def test_questions_come_from_a_pipe(run, model, monkeypatch, tmp_path):
+    """Each photo is encoded once; a question without words is reported, and the rest are answered."""
+    encoded: list[int] = []
+    encode_images = Predictor.encode_images
+    monkeypatch.setattr(Predictor, "encode_images", lambda *args: encoded.append(1) or encode_images(*args))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("is it red?\n\n ? \nwhat is it"))
+    code, out, err = run("vqa", "--image", CAT, "--image", str(tmp_path / "gone.jpg"), "--max-length", "4")
+    assert len(encoded) == 1
+    answers = {text: model.answer(CAT, text, max_tokens=4) for text in ("is it red?", "what is it")}
+    assert code == 1 and out == [f"{question}: {answer}" for question, answer in answers.items()]
+    assert len(err) == 2 and "gone.jpg" in err[0] and "contains no words" in err[1]
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert run("vqa", "--image", CAT) == (0, [], [])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("is it red?\n"))
+    assert run("vqa", "--image", str(tmp_path / "gone.jpg"))[:2] == (1, [])
+
+
+def test_a_terminal_is_asked_for_questions(run, model, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal("is it red?\n\nnever read\n"))
+    code, out, err = run("vqa", "--image", CAT, "--max-length", "4")
+    assert code == 0 and out == [model.answer(CAT, "is it red?", max_tokens=4)]
+    assert err == ["Type a question and press Enter; an empty line ends.", "? ? "]
 
 
 def test_a_box_is_printed_and_drawn(run, model, tmp_path):

@@ -126,7 +126,7 @@ class Encoder(Stack):
         Args:
             words: word embeddings, `[batch, words, dim]`.
             mask: `bool[batch, patches + words]`, True at real tokens, or None where all are real.
-            patches: `[photos, height, width, patch_dim]`, the batch being a multiple of the photos; None for text alone.
+            patches: `[photos, height, width, patch_dim]`, the batch a multiple of the photos; None for text alone.
         """
         device = words.device
         length = words.shape[1]
