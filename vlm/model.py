@@ -13,14 +13,14 @@ from vlm.encoders import Encoders, PairEncoders, load_encoders, zero_shot
 from vlm.encoders.pair import pair_encoders
 from vlm.errors import ArgumentError, ImageError
 from vlm.files.bundle import Bundle, has_pair, load_bundle
-from vlm.files.hub import resolve
+from vlm.files.hub import bundled, bundled_tasks, resolve
 from vlm.image import MAX_PIXELS, ImageSource
 from vlm.models.device import move
 from vlm.predictor import Photo, Predictor
 from vlm.tasks.boxes import Box
 from vlm.tasks.text import distinct
 
-SUGGESTED = "ofa:OFA-Sys/ofa-base"  # a model that has every task
+SUGGESTED = "ofa:OFA-Sys/ofa-base"  # for what no bundled model can do
 
 
 class Model:
@@ -70,10 +70,10 @@ class Model:
         if name in self.tasks:
             return self.tasks[name]
         tasks.check_names([name])
-        able = ", ".join(self.tasks)
+        can = ", ".join(model for model in bundled() if name in bundled_tasks(model)) or SUGGESTED
         raise ArgumentError(
-            f"{self.name!r} cannot {tasks.TASKS[name].does} (it was trained for: {able}); "
-            f"load a model that can, such as {SUGGESTED}"
+            f"{self.name!r} cannot {tasks.TASKS[name].does} (it was trained for: {', '.join(self.tasks)}); "
+            f"load a model that can, such as {can}"
         )
 
     def encode(self, images: Sequence["ImageSource | Photo"], *, max_pixels: int = MAX_PIXELS) -> list[Photo]:

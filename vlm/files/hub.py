@@ -7,6 +7,7 @@ these after a prefix that says whose weights they are.
 # the types that huggingface_hub gives some of its results are unknown
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
+import json
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -108,3 +109,8 @@ def fetch(name: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Pat
 def bundled() -> list[str]:
     """Names of the models that ship with the package."""
     return sorted(p.parent.name for p in BUNDLED.glob("*/config.json"))
+
+
+def bundled_tasks(name: str) -> list[str]:
+    """The tasks of a model that ships with the package."""
+    return list(json.loads((BUNDLED / name / "config.json").read_text(encoding="utf-8")).get("tasks", ()))
