@@ -297,10 +297,8 @@ def test_what_cannot_be_asked_is_said_in_one_line(model, ask, words):
 )
 def test_a_task_that_was_never_learned_is_refused(model, does, ask):
     captioner = Model(replace(model.bundle, tasks={"caption": {}}, name="mine"))
-    words = (
-        rf"'mine' cannot {does} \(it was trained for: caption\); load a model that can, such as (tiny|ofa:OFA-Sys/ofa-base)"
-    )
-    with pytest.raises(ArgumentError, match=f"^{words}$"):
+    words = rf"'mine' cannot {does} \(it was trained for: caption\); load a model that can, such as "
+    with pytest.raises(ArgumentError, match=f"^{words}(tiny|ofa:OFA-Sys/ofa-base)$"):
         ask(captioner)
 
 
