@@ -20,8 +20,6 @@ from vlm.predictor import Photo, Predictor
 from vlm.tasks.boxes import Box
 from vlm.tasks.text import distinct
 
-SUGGESTED = "ofa:OFA-Sys/ofa-base"  # for what no bundled model can do
-
 
 class Model:
     """A vision-language model.
@@ -70,11 +68,11 @@ class Model:
         if name in self.tasks:
             return self.tasks[name]
         tasks.check_names([name])
-        can = ", ".join(model for model in bundled() if name in bundled_tasks(model)) or SUGGESTED
-        raise ArgumentError(
-            f"{self.name!r} cannot {tasks.TASKS[name].does} (it was trained for: {', '.join(self.tasks)}); "
-            f"load a model that can, such as {can}"
-        )
+        kind = tasks.TASKS[name]
+        can = ", ".join(model for model in bundled() if name in bundled_tasks(model)) or kind.example_model
+        hint = f"load a model that can, such as {can}" if can else "train one, see docs/training.md"
+        trained = ", ".join(self.tasks)
+        raise ArgumentError(f"{self.name!r} cannot {kind.does} (it was trained for: {trained}); {hint}")
 
     def encode(self, images: Sequence["ImageSource | Photo"], *, max_pixels: int = MAX_PIXELS) -> list[Photo]:
         """Encode photos, to be asked about as often as wanted.

@@ -88,6 +88,7 @@ class Task:
         metric: name of the figures by which training validates it, see `eval.validation`; None: it is not validated.
         reward: name of the reward by which it can be learned self-critically; None: it cannot.
         count_name: the option that says how many answers are wanted, for errors.
+        example_model: a public model that has the task, for errors; None: there is none.
         one_source: whether all examples of a photo have the same instruction, so that one encoding serves them all.
 
     Args:
@@ -108,6 +109,7 @@ class Task:
     metric: ClassVar[str | None] = None
     reward: ClassVar[str | None] = None
     count_name: ClassVar[str] = "count"
+    example_model: ClassVar[str | None] = "ofa:OFA-Sys/ofa-base"
     one_source: ClassVar[bool] = False
 
     def __init__(

@@ -13,5 +13,6 @@ class CaptionGerman(Caption):
     does = "caption photos in German"
     language = "de"
     defaults: ClassVar = {"prompt": " was zeigt das bild?", **SENTENCE_SEARCH}
+    example_model = None
     metric = "captions"
     reward = None

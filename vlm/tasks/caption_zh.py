@@ -13,5 +13,6 @@ class CaptionChinese(Caption):
     does = "caption photos in Chinese"
     language = "zh"
     defaults: ClassVar = {"prompt": PROMPT_CHINESE, **SENTENCE_SEARCH}
+    example_model = None
     metric = "captions_chinese"
     reward = None
