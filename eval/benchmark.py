@@ -116,48 +116,70 @@ def questions(items: Sequence[Item]) -> tuple[list[str]]:
     return ([item.question for item in items],)
 
 
-def find_file(folder: Path, name: str, ships: str) -> Path:
-    """A file of a publisher's layout.
+def shipped(source: str) -> str:
+    """What to do about a publisher's file: take it from its archive or page."""
+    return f"take it from the publisher's {source}"
+
+
+def written(form: str) -> str:
+    """What to do about a file that the user writes."""
+    return f"write it as JSON: {form}"
+
+
+def find_file(folder: Path, name: str, remedy: str) -> Path:
+    """A file in the folder of a benchmark.
 
     Args:
         folder: given by the user.
         name: path inside it.
-        ships: where the publisher has it, for the error message.
+        remedy: what to do where the file is missing, see `shipped` and `written`.
 
     Raises:
         DataError: it is not there.
     """
     path = folder / name
     if not folder.is_dir():
-        raise DataError(f"--data {str(folder)!r} is not a folder; give the one that holds {name} ({ships})")
+        raise DataError(f"--data {str(folder)!r} is not a folder; give the one that holds {name} ({remedy})")
     if not path.is_file():
-        raise DataError(f"{str(path)!r} is missing; the publisher ships it in {ships}")
+        raise DataError(f"{str(path)!r} is missing; {remedy}")
     return path
 
 
-def read_json(folder: Path, name: str, ships: str) -> Any:
-    """Read a JSON file of a publisher's layout; arguments as in `find_file`.
+def read_json(folder: Path, name: str, remedy: str) -> Any:
+    """Read a JSON file in the folder of a benchmark; arguments as in `find_file`.
 
     Raises:
-        DataError: it is missing or no JSON.
+        DataError: it is missing or not JSON.
     """
-    path = find_file(folder, name, ships)
+    path = find_file(folder, name, remedy)
     try:
         return json.loads(path.read_bytes())
     except ValueError as error:  # UnicodeDecodeError is one too
-        raise DataError(f"{str(path)!r} is not JSON: {error}; unpack it again from {ships}") from None
+        raise DataError(f"{str(path)!r} is not JSON: {error}; {remedy}") from None
 
 
 @contextmanager
 def layout(path: Path | str) -> Iterator[None]:
-    """Say which file it is lacks the fields that a reader needs."""
+    """Say which file lacks the fields that a reader needs."""
     try:
         yield
     except DataError:
         raise
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         what = f"lacks {error}" if isinstance(error, KeyError) else f"does not have the layout expected ({error})"
-        raise DataError(f"{str(path)!r} {what}; check that it is the publisher's file") from None
+        raise DataError(f"{str(path)!r} {what}; check that it is the right file") from None
+
+
+def texts(value: str | Sequence[str]) -> tuple[str, ...]:
+    """The texts of a field of an annotation file; one string is a list of one.
+
+    Raises:
+        ValueError: it is something else, or there are none.
+    """
+    found = (value,) if isinstance(value, str) else tuple(value)
+    if not found or not all(isinstance(text, str) for text in found):
+        raise ValueError(f"{str(value)[:60]} where a list of texts belongs")
+    return found
 
 
 def inside(folder: Path, name: str) -> Path:

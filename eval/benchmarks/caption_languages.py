@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, find_photo, layout, read_json
+from eval.benchmark import Benchmark, Item, Predictions, Scores, find_photo, layout, read_json, texts, written
 from eval.benchmarks.captions import bleu_of_sums, running, submission
 from eval.metrics import chinese
 
@@ -19,10 +19,10 @@ FIGURES = ("CIDEr", "BLEU-4")
 
 def read(language: str, folder: Path, split: str) -> list[Item]:
     """The photos of `captions.json` that have captions in a language."""
-    data = read_json(folder, "captions.json", f"no archive: write a list of {{file, {language}}}")
+    data = read_json(folder, "captions.json", written(f"a list of {{file, {language}}}"))
     with layout(folder / "captions.json"):
         return [
-            Item(record.get("id", record["file"]), find_photo(folder, record["file"]), tuple(record[language]))
+            Item(record.get("id", record["file"]), find_photo(folder, record["file"]), texts(record[language]))
             for record in data
             if record.get(language)
         ]

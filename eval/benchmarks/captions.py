@@ -7,7 +7,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, find_file, inside, layout, read_json
+from eval.benchmark import (
+    Benchmark,
+    Item,
+    Predictions,
+    Scores,
+    find_file,
+    inside,
+    layout,
+    read_json,
+    shipped,
+    texts,
+    written,
+)
 from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -24,7 +36,7 @@ def read_coco(folder: Path, split: str) -> list[Item]:
         return [item for item, _ in read_karpathy(folder, "dataset_coco.json", split.removeprefix("karpathy_"))]
     edition = split[-4:]
     file = f"annotations/captions_{split}.json"
-    data = read_json(folder, file, f"annotations_trainval{edition}.zip of cocodataset.org")
+    data = read_json(folder, file, shipped(f"annotations_trainval{edition}.zip of cocodataset.org"))
     with layout(folder / file):
         captions = captions_by_image(data)
         return [
@@ -50,7 +62,7 @@ def read_karpathy(folder: Path, file: str, split: str, images: str | None = None
         split: `train`, `restval`, `val` or `test`.
         images: folder of the photos, where the records do not name it.
     """
-    data = read_json(folder, file, KARPATHY)
+    data = read_json(folder, file, shipped(KARPATHY))
     found = []
     with layout(folder / file):
         for record in data["images"]:
@@ -64,7 +76,7 @@ def read_karpathy(folder: Path, file: str, split: str, images: str | None = None
 def read_nocaps(folder: Path, split: str) -> list[Item]:
     """nocaps' validation part, whose photos lie in a folder `val`."""
     file = f"nocaps_{split}_4500_captions.json"
-    data = read_json(folder, file, f"nocaps.org/download as {file}")
+    data = read_json(folder, file, shipped(f"page nocaps.org/download and name it {file}"))
     with layout(folder / file):
         captions = captions_by_image(data)
         return [
@@ -80,19 +92,19 @@ def read_nocaps(folder: Path, split: str) -> list[Item]:
 
 def read_plain(folder: Path, split: str) -> list[Item]:
     """`captions.json`, a list of `{"file", "captions"}` and perhaps `"id"`, the files relative to the folder."""
-    ships = "no archive: write a list of {file, captions} with the files relative to the folder"
-    data = read_json(folder, "captions.json", ships)
+    form = written("a list of {file, captions} with the files relative to the folder")
+    data = read_json(folder, "captions.json", form)
     with layout(folder / "captions.json"):
         return [
-            Item(record.get("id", record["file"]), inside(folder, record["file"]), tuple(record["captions"]))
+            Item(record.get("id", record["file"]), inside(folder, record["file"]), texts(record["captions"]))
             for record in data
         ]
 
 
 def read_flickr8k(folder: Path, split: str) -> list[Item]:
     """Flickr8k's text files."""
-    names = find_file(folder, f"Flickr_8k.{split}Images.txt", "Flickr8k_text.zip").read_text("utf-8").split()
-    file = find_file(folder, "Flickr8k.token.txt", "Flickr8k_text.zip")
+    names = find_file(folder, f"Flickr_8k.{split}Images.txt", shipped("Flickr8k_text.zip")).read_text("utf-8").split()
+    file = find_file(folder, "Flickr8k.token.txt", shipped("Flickr8k_text.zip"))
     captions: dict[str, list[str]] = defaultdict(list)
     with layout(file):
         for line in file.read_text("utf-8").splitlines():

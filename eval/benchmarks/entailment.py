@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, find_file, inside, layout
+from eval.benchmark import Benchmark, Item, Predictions, Scores, find_file, inside, layout, shipped
 from vlm.errors import DataError
 
 LABELS = ("entailment", "neutral", "contradiction")
@@ -15,7 +15,7 @@ def reader(with_premise: bool) -> Callable[[Path, str], list[Item]]:
     """How SNLI-VE is read, with the caption that belongs to the photo or without."""
 
     def read(folder: Path, split: str) -> list[Item]:
-        path = find_file(folder, f"snli_ve_{split}.jsonl", "the links of github.com/necla-ml/SNLI-VE")
+        path = find_file(folder, f"snli_ve_{split}.jsonl", shipped("links on github.com/necla-ml/SNLI-VE"))
         items = []
         with layout(path), path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):

@@ -16,6 +16,8 @@ from eval.benchmark import (
     layout,
     questions,
     read_json,
+    shipped,
+    written,
 )
 from vlm.errors import DataError
 
@@ -47,9 +49,9 @@ def reader(name: str, division: str) -> Callable[[Path, str], list[Item]]:
     """How one of the three sets is read, in one of its divisions into splits."""
 
     def read(folder: Path, split: str) -> list[Item]:
-        file, ships = f"{name}/instances.json", f"{name}.zip of github.com/lichengunc/refer"
-        refs = read_pickle(find_file(folder, f"{name}/refs({division}).p", ships))
-        data = read_json(folder, file, ships)
+        file, remedy = f"{name}/instances.json", shipped(f"{name}.zip of github.com/lichengunc/refer")
+        refs = read_pickle(find_file(folder, f"{name}/refs({division}).p", remedy))
+        data = read_json(folder, file, remedy)
         with layout(folder / file):
             images = {record["id"]: record for record in data["images"]}
             boxes = {record["id"]: record["bbox"] for record in data["annotations"]}
@@ -78,8 +80,8 @@ def reader(name: str, division: str) -> Callable[[Path, str], list[Item]]:
 
 def read_plain(folder: Path, split: str) -> list[Item]:
     """`grounding.json`, a list of `{"image", "phrase", "box"}` with boxes in fractions, and perhaps `"types"`."""
-    ships = "no archive: write a list of {image, phrase, box} with boxes as fractions of width and height"
-    data = read_json(folder, "grounding.json", ships)
+    form = written("a list of {image, phrase, box} with boxes as fractions of width and height")
+    data = read_json(folder, "grounding.json", form)
     with layout(folder / "grounding.json"):
         return [_plain_item(number, record, folder) for number, record in enumerate(data)]
 

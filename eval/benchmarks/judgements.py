@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, find_photo, layout, read_json
+from eval.benchmark import Benchmark, Item, Predictions, Scores, find_photo, layout, read_json, written
 
 PREFIX = "A photo depicts "
 SEED = 0  # of the bootstrap's draws
@@ -18,7 +18,7 @@ SEED = 0  # of the bootstrap's draws
 
 def read(file: str, fields: str, folder: Path, split: str) -> list[Item]:
     """Captions with what people said of each; one item a photo, so that intervals draw photos."""
-    data = read_json(folder, file, f"no archive: write a list of {{image, caption, {fields}}}")
+    data = read_json(folder, file, written(f"a list of {{image, caption, {fields}}}"))
     photos: dict[str, list[dict[str, Any]]] = {}
     with layout(folder / file):
         for record in data:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, find_photo, layout, questions, read_json
+from eval.benchmark import Benchmark, Item, Predictions, Scores, find_photo, layout, questions, read_json, written
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +21,7 @@ def read(folder: Path, split: str) -> list[Item]:
     A file that holds both of the publisher's folders, `data/` and `data_unrefined/`, lists the pairs of `data/` twice.
     Those are the split `refined`, each counted once. The split `all` is the file as it is.
     """
-    data = read_json(folder, FILE, "no archive: write a list of {file, caption, negative, kind} from its data/")
+    data = read_json(folder, FILE, written("a list of {file, caption, negative, kind} from the publisher's data/"))
     items: list[Item] = []
     seen: dict[tuple[str, ...], int] = {}
     with layout(folder / FILE):

@@ -5,7 +5,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, inside, layout, read_json
+from eval.benchmark import Benchmark, Item, Predictions, Scores, inside, layout, read_json, written
 from vlm.errors import DataError
 
 PROMPTS = "prompts.json"
@@ -15,8 +15,8 @@ SEED = 0  # of KID's subsets
 
 def read_prompts(folder: Path, split: str) -> list[Item]:
     """`prompts.json`, a list of `{"file", "prompt"}` and perhaps `"captions"` and `"id"`; the prompt comes first."""
-    ships = "no archive: write a list of {file, prompt} with the files relative to the folder"
-    data = read_json(folder, PROMPTS, ships)
+    form = written("a list of {file, prompt} with the files relative to the folder")
+    data = read_json(folder, PROMPTS, form)
     with layout(folder / PROMPTS):
         return [
             Item(record.get("id", record["file"]), inside(folder, record["file"]), _texts(record)) for record in data

@@ -5,7 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, inside, layout, questions, read_json
+from eval.benchmark import (
+    Benchmark,
+    Item,
+    Predictions,
+    Scores,
+    inside,
+    layout,
+    questions,
+    read_json,
+    shipped,
+    texts,
+    written,
+)
 
 
 def read_vqav2(folder: Path, split: str) -> list[Item]:
@@ -32,10 +44,10 @@ def read_vqa(folder: Path, questions: str, annotations: str | None, ships: str) 
         annotations: file of the answers, if they are public.
         ships: where the publisher has the files, with a place for their kind.
     """
-    asked = read_json(folder, questions, ships.format("Questions"))
+    asked = read_json(folder, questions, shipped(ships.format("Questions")))
     answered: dict[int, dict[str, Any]] = {}
     if annotations:
-        data = read_json(folder, annotations, ships.format("Annotations"))
+        data = read_json(folder, annotations, shipped(ships.format("Annotations")))
         with layout(folder / annotations):
             answered = {record["question_id"]: record for record in data["annotations"]}
     items = []
@@ -60,7 +72,7 @@ def _with_answers(item: Item, record: dict[str, Any]) -> Item:
 def read_gqa(folder: Path, split: str) -> list[Item]:
     """The balanced questions of a split."""
     file = f"{split}_balanced_questions.json"
-    data = read_json(folder, file, "questions1.2.zip of cs.stanford.edu/people/dorarad/gqa")
+    data = read_json(folder, file, shipped("questions1.2.zip of cs.stanford.edu/people/dorarad/gqa"))
     with layout(folder / file):
         return [
             Item(
@@ -81,22 +93,22 @@ def read_plain(folder: Path, split: str) -> list[Item]:
     `file` and `vqa`, a list of `question` and `answers`, which together are the one right answer (DAQUAR).
     """
     file = f"{split}.json"
-    data = read_json(folder, file, "no archive: write a list of {image, question, answers} or {file, vqa}")
+    data = read_json(folder, file, written("a list of {image, question, answers} or {file, vqa}"))
     items = []
     with layout(folder / file):
         for number, record in enumerate(data):
             if "vqa" in record:
                 image = inside(folder, record["file"])
                 for place, asked in enumerate(record["vqa"]):
-                    answer = ", ".join(asked["answers"])
+                    answer = ", ".join(texts(asked["answers"]))
                     items.append(Item(f"{record['file']}#{place}", image, (answer,), question=asked["question"]))
                 continue
-            answers = record["answers"] if "answers" in record else [record["answer"]]
+            answers = texts(record["answers"] if "answers" in record else record["answer"])
             items.append(
                 Item(
                     record.get("question_id", number),
                     inside(folder, record["image"]),
-                    tuple(answers),
+                    answers,
                     question=record["question"],
                     groups={"source": record["source"]} if "source" in record else {},
                 )

@@ -375,13 +375,36 @@ PUBLISHED = [name for name, benchmark in BENCHMARKS.items() if not benchmark.dra
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_missing_file_is_named_with_what_the_publisher_ships(tmp_path, name):
+def test_a_missing_file_is_named_with_what_to_do(tmp_path, name):
     with pytest.raises(DataError) as error:
         read(name, tmp_path)
     text = str(error.value)
     assert "\n" not in text
     assert str(tmp_path) in text
-    assert "the publisher ships it in" in text or name in FOLDERS
+    assert "; take it from the publisher's " in text or "; write it as JSON: a list of {" in text or name in FOLDERS
+
+
+@pytest.mark.parametrize(
+    "name, file, record",
+    [
+        ("captions_json", "captions.json", {"file": "a.jpg", "captions": "a dog"}),
+        ("captions_json_zh", "captions.json", {"file": "a.jpg", "zh": "a dog"}),
+        ("vqa_json", "vqa.json", {"image": "a.jpg", "question": "what?", "answers": "a dog"}),
+        ("vqa_json", "vqa.json", {"file": "a.jpg", "vqa": [{"question": "what?", "answers": "a dog"}]}),
+        ("retrieval_json", "captions.json", {"file": "a.jpg", "captions": "a dog"}),
+    ],
+)
+def test_one_text_is_a_list_of_one(tmp_path, name, file, record):
+    (tmp_path / file).write_text(json.dumps([record]))
+    (item,) = read(name, tmp_path)
+    assert item.references == ("a dog",)
+
+
+@pytest.mark.parametrize("captions", [[], [1], None, [["a"]], 3])
+def test_captions_that_are_not_texts_are_refused(tmp_path, captions):
+    (tmp_path / "captions.json").write_text(json.dumps([{"file": "a.jpg", "captions": captions}]))
+    with pytest.raises(DataError, match=r"captions\.json' does not have the layout expected"):
+        read("captions_json", tmp_path)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
