@@ -45,8 +45,11 @@ class PhotoArgs:
         """The photos.
 
         Raises:
+            ArgumentError: no photo was given.
             ImageError: a folder without photos, or a pattern that matches none.
         """
+        if not self.image:
+            raise ArgumentError("no photo was given; name one with --image photo.jpg")
         import warnings
 
         from vlm.image import expand_paths

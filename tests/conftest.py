@@ -239,8 +239,18 @@ def all_tasks(tmp_path_factory, small_model) -> Path:
     from vlm.image import ImageTransform
     from vlm.tasks import TASKS
 
-    asked = [value for task in TASKS.values() for value in task.defaults.values() if isinstance(value, str)]
-    texts = [*asked, " yes", " no", " maybe", " a dog", " two cats on a red sofa"]
+    # not the tasks' prompts: a new task must not change what the random weights say
+    texts = [
+        " what does the image describe?",
+        ' which region does the text " a dog " describe?',
+        "  what does the region describe? region:",
+        ' can image and text1 " a cat " imply text2 " two cats on a red sofa "?',
+        ' what is the complete text of "a cat "?',
+        " what is the complete image? caption: two dogs",
+        " what is the summary of article: yes no maybe",
+        " was zeigt das bild?",
+        "图片描述了什么内容?",
+    ]
     module, tokenizer = small_model(texts, 400, 100, 128, 160)
     with torch.no_grad():
         module.backbone.embed.weight *= 20  # otherwise all tokens are nearly as likely

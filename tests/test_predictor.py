@@ -308,7 +308,7 @@ def test_a_task_that_was_never_learned_is_refused(model, does, ask):
 INPUTS: dict[str, list[tuple[Any, ...]]] = {
     "caption": [()],
     "answer": [("is it red?",), ("what sits on the red sofa?",), ("who?",)],
-    "ground": [("the sofa",), ("a dog",)],
+    "ground": [("the sofa",), ("a dog",), ("two cats on a red sofa",), ("the region of the image",)],
     "describe_region": [((0, 0, 50, 50),), ((10, 20, 200, 150),)],
     "entail": [("a dog", ""), ("a dog", "a red sofa")],
     "classify": [(["cat", "dog"],), (["a red sofa", "cat", "yes"],)],

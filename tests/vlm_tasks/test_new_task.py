@@ -26,31 +26,38 @@ ROOT = Path(__file__).parents[2]
 DAY_OR_NIGHT = '''
 """Say whether a photo was taken by day or by night."""
 
-from vlm.tasks.base import Task, choose
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from vlm.data.shards import Sample
+from vlm.tasks.base import Task, TrainingExample, choose
 
 
 class DayOrNight(Task):
+    """A photo to "day" or "night"."""
+
     name = "day_or_night"
     does = "tell day from night"
-    defaults = {"prompt": " is it day or night?", "beams": 2, "max_tokens": 3}
+    defaults: ClassVar = {"prompt": " is it day or night?", "beams": 2, "max_tokens": 3}
     metric = "answers"
     one_source = True
 
     @classmethod
-    def in_sample(cls, sample):
+    def in_sample(cls, sample: Sample) -> bool:
         return "light" in sample.fields
 
     @classmethod
-    def texts(cls, sample):
+    def texts(cls, sample: Sample) -> Iterator[str]:
         if cls.in_sample(sample):
             yield " " + sample.fields["light"]
 
-    def examples(self, sample, rng, count):
+    def examples(self, sample: Sample, rng: random.Random, count: int) -> list[TrainingExample]:
         lights = [sample.fields["light"]] if self.in_sample(sample) else []
-        ids = [self.tokenizer.encode(" " + light) for light in choose(lights, count, rng)]
+        ids = [self.tokenizer.encode(f" {light}") for light in choose(lights, count, rng)]
         return [self.example(self.source(None), answer) for answer in ids]
 
-    def checks(self, sample):
+    def checks(self, sample: Sample) -> Iterator[tuple[tuple[Any, ...], Sequence[str]]]:
         if self.in_sample(sample):
             yield (), (sample.fields["light"],)
 '''

@@ -100,9 +100,10 @@ def alike(captions: Sequence[Sequence[str]], count: int, block: int = 512) -> li
             if word in number:
                 vectors[row, number[word]] = (1 + math.log(times)) * math.log(len(words) / photos_with[word])
     vectors = torch.nn.functional.normalize(vectors, dim=1)
+    sparse = vectors.to_sparse()  # a photo's captions hold some forty of many thousand words
     found: list[list[int]] = []
     for first in range(0, len(words), block):
-        cosines = vectors[first : first + block] @ vectors.T
+        cosines = (sparse @ vectors[first : first + block].T).T
         rows = torch.arange(len(cosines))
         cosines[rows, first + rows] = -1
         values, places = cosines.topk(min(count, len(words)), dim=1)

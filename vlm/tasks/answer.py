@@ -10,7 +10,7 @@ from vlm.data.shards import Sample
 from vlm.decoding.answer import Answer
 from vlm.errors import ArgumentError, DataError
 from vlm.predictor import Photo, Predictor, Prefix, decoder_prefix
-from vlm.tasks.base import Task, TrainingExample, choose, patches_of
+from vlm.tasks.base import OFA_BASE, Task, TrainingExample, choose, patches_of
 from vlm.tasks.text import MAX_WORDS, clean_question, distinct
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ class AnswerQuestion(Task):
     photo = "optional"  # OFA answers questions without a photo, too
     inputs = ("question",)
     does = "answer questions"
+    example_model = OFA_BASE
     defaults: ClassVar = {"prompt": PROMPT, "prefix": "none", "beams": 5, "max_tokens": 30, "normalize": False}
     metric = "answers"
 

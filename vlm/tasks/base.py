@@ -19,6 +19,8 @@ from vlm.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
+OFA_BASE = "ofa:OFA-Sys/ofa-base"  # the `example_model` of OFA's tasks
+
 # how captions are searched; 3-gram repeats are never wanted in one sentence
 SENTENCE_SEARCH: dict[str, Any] = {"beams": 5, "max_tokens": 20, "no_repeat_ngram": 3}
 
@@ -109,7 +111,7 @@ class Task:
     metric: ClassVar[str | None] = None
     reward: ClassVar[str | None] = None
     count_name: ClassVar[str] = "count"
-    example_model: ClassVar[str | None] = "ofa:OFA-Sys/ofa-base"
+    example_model: ClassVar[str | None] = None
     one_source: ClassVar[bool] = False
 
     def __init__(

@@ -11,7 +11,7 @@ from vlm.decoding.answer import Answer
 from vlm.encoders import reranking
 from vlm.errors import ArgumentError
 from vlm.predictor import Photo, Predictor
-from vlm.tasks.base import SENTENCE_SEARCH, Task, TrainingExample, choose
+from vlm.tasks.base import OFA_BASE, SENTENCE_SEARCH, Task, TrainingExample, choose
 from vlm.tasks.text import clean_caption, strip_punctuation
 
 PROMPT = " what does the image describe?"  # OFA's (Wang et al., 2022, arXiv:2202.03052)
@@ -31,6 +31,7 @@ class Caption(Task):
     name = "caption"
     count_name = "num_captions"
     does = "caption photos"
+    example_model = OFA_BASE
     defaults: ClassVar = {"prompt": PROMPT, **SENTENCE_SEARCH}
     extra = ("rerank",)
     metric = "captions"

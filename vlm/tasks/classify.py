@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from vlm.decoding.answer import Answer
 from vlm.predictor import Photo, Predictor
-from vlm.tasks.base import Task, patches_of
+from vlm.tasks.base import OFA_BASE, Task, patches_of
 from vlm.tasks.caption import PROMPT
 from vlm.tasks.text import distinct
 
@@ -16,6 +16,7 @@ class Classify(Task):
     name = "classify"
     inputs = ("labels",)
     does = "give photos labels"
+    example_model = OFA_BASE
     defaults: ClassVar = {"prompt": PROMPT}  # the answer is a label
 
     def run(

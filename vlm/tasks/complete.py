@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from vlm.data.shards import Sample
 from vlm.errors import ArgumentError
 from vlm.predictor import Photo
-from vlm.tasks.base import Task, TrainingExample, choose
+from vlm.tasks.base import OFA_BASE, Task, TrainingExample, choose
 from vlm.tasks.text import clean_caption
 
 PROMPT = ' what is the complete text of "{} "?'  # the text begins with a blank, as answers do
@@ -20,6 +20,7 @@ class Complete(Task):
 
     name = "complete"
     does = "fill gaps in texts"
+    example_model = OFA_BASE
     defaults: ClassVar = {"prompt": PROMPT, "beams": 5, "max_tokens": 100, "no_repeat_ngram": 3}
     photo = "optional"
     inputs = ("text",)

@@ -7,7 +7,7 @@ import torch
 
 from vlm.data.shards import Sample
 from vlm.predictor import Photo
-from vlm.tasks.base import SENTENCE_SEARCH, Task, TrainingExample, choose
+from vlm.tasks.base import OFA_BASE, SENTENCE_SEARCH, Task, TrainingExample, choose
 from vlm.tasks.boxes import LOCATION_PIXELS, box_locations, clip_box, phrases_with_box
 
 PROMPT = "  what does the region describe? region:"  # the four locations follow
@@ -22,6 +22,7 @@ class DescribeRegion(Task):
     name = "describe_region"
     inputs = ("box",)
     does = "describe regions"
+    example_model = OFA_BASE
     defaults: ClassVar = {"prompt": PROMPT, "box_pixels": LOCATION_PIXELS, **SENTENCE_SEARCH}
     extra = ("box_pixels",)
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from vlm.decoding.answer import Answer
 from vlm.predictor import Photo, Predictor, Prefix
-from vlm.tasks.base import Task, patches_of
+from vlm.tasks.base import OFA_BASE, Task, patches_of
 from vlm.tasks.text import clean_input
 
 PROMPT = ' does the image describe " {} "?'
@@ -24,6 +24,7 @@ class Entail(Task):
     inputs = ("sentence",)
     optional_inputs = ("caption",)
     does = "judge sentences about photos"
+    example_model = OFA_BASE
     defaults: ClassVar = {"prompt": PROMPT, "prompt_with_caption": PROMPT_WITH_CAPTION, "prefix": "none"}
     extra = ("prompt_with_caption",)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from vlm.decoding.answer import Answer
 from vlm.errors import ArgumentError
 from vlm.predictor import Photo, Predictor
-from vlm.tasks.base import Task
+from vlm.tasks.base import OFA_BASE, Task
 
 PROMPT = " what is the complete image? caption: {}"
 MAX_WORDS = 64  # of the text of a picture
@@ -21,6 +21,7 @@ class GenerateImage(Task):
     name = "generate_image"
     count_name = "num_images"
     does = "draw pictures of texts"
+    example_model = OFA_BASE
     defaults: ClassVar = {"prompt": PROMPT, "sample": True, "top_k": 256}
     photo = "none"
     inputs = ("text",)

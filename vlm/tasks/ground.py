@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from vlm.data.shards import Sample
 from vlm.decoding.answer import Answer
 from vlm.predictor import Photo
-from vlm.tasks.base import Task, TrainingExample, choose
+from vlm.tasks.base import OFA_BASE, Task, TrainingExample, choose
 from vlm.tasks.boxes import LOCATION_PIXELS, Box, box_locations, phrases_with_box, read_box
 from vlm.tasks.text import clean_input
 
@@ -27,6 +27,7 @@ class Ground(Task):
     name = "ground"
     inputs = ("phrase",)
     does = "find what a phrase names"
+    example_model = OFA_BASE
     defaults: ClassVar = {
         "prompt": PROMPT,
         "box_pixels": LOCATION_PIXELS,

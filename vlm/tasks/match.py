@@ -28,7 +28,6 @@ class Match(Task):
     inputs = ("sentence",)
     does = "say whether sentences fit photos"
     defaults: ClassVar = {"prompt": PROMPT, "prefix": "none"}
-    example_model = None
     metric = "probabilities"
 
     def source(self, photo: Photo | None, *inputs: Any) -> list[int]:

@@ -3,7 +3,7 @@
 from typing import Any, ClassVar
 
 from vlm.predictor import Photo
-from vlm.tasks.base import Task
+from vlm.tasks.base import OFA_BASE, Task
 from vlm.tasks.text import clean_input
 
 PROMPT = ' what is the summary of article " {} "?'
@@ -16,6 +16,7 @@ class Summarize(Task):
 
     name = "summarize"
     does = "summarise texts"
+    example_model = OFA_BASE
     defaults: ClassVar = {
         "prompt": PROMPT,
         "beams": 6,
