@@ -46,5 +46,6 @@ def find(name: str) -> Benchmark:
     if name in BENCHMARKS:
         return BENCHMARKS[name]
     close = get_close_matches(name, BENCHMARKS, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else "`python -m eval list` shows them"
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    hint = f"{guess}`python -m eval list` shows them"
     raise ArgumentError(f"no benchmark {name!r}; {hint}")

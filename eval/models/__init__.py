@@ -228,7 +228,9 @@ def check(model: EvalModel, task: str) -> None:
     from vlm.tasks import TASKS
 
     what = {name: kind.does for name, kind in TASKS.items()} | ABILITIES
-    can = [name for name in what if able(model, name)]
+    # the same name loads the encoders for what follows from these
+    pair = DERIVED if isinstance(model, VLMModel) and model.model.encoders is not None else {}
+    can = [name for name in what if able(model, name) or name in pair]
     raise ArgumentError(
         f"model {model.name!r} cannot {what[task]} (task {task!r}); it can do: {', '.join(can) or 'nothing'}; "
         "choose another benchmark or model"

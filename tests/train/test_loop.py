@@ -249,6 +249,15 @@ def test_too_few_photos_are_one_clear_error(tmp_path):
         trainer(tmp_path, config(), samples(2)).run()
 
 
+def test_a_later_phase_with_too_large_a_batch_is_refused_before_any_work(tmp_path):
+    late = {**PHASES[1], "batch_size": 50}
+    with pytest.raises(
+        DataError, match=r"^phase 'b': 6 photos .* a batch of 50; lower --phases\.1\.batch-size, or add "
+    ):
+        trainer(tmp_path, config([PHASES[0], late]), samples(6)).run()
+    assert not (tmp_path / "a").exists()
+
+
 # Damaged photos
 
 

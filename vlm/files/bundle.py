@@ -212,7 +212,8 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise ModelError(f"{str(file)!r} is not JSON: {error}") from None
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         found = config.get("format") if isinstance(config, dict) else config
-        raise ModelError(f"{str(file)!r} has format {found!r}; this version reads {FORMAT}; update vlm-foundation")
+        remedy = "update vlm-foundation" if isinstance(found, int) and found > FORMAT else "take the whole folder again"
+        raise ModelError(f"{str(file)!r} has format {found!r}; this version reads {FORMAT}; {remedy}")
     return config
 
 

@@ -83,6 +83,7 @@ class Trainer(ABC):
             float32_depthwise(tower)
         # an epoch shows the photos of some sources more than once
         self.photos = [i for i, s in enumerate(train) for _ in range(config.repeats.get(s.source, 1))]
+        self.pools: dict[str, list[int]] = {}  # by task, the numbers of the photos that it can learn from
         self.checkpoint = out / "checkpoint.safetensors"
         self.main = self.accelerator.is_main_process
 
@@ -146,10 +147,11 @@ class Trainer(ABC):
             raise DataError(f"{str(self.checkpoint)!r} is of another configuration or other data; use another --out")
         if self.main:
             write_text(self.out / RESOLVED, json.dumps(to_json(self.config), indent=2, ensure_ascii=False) + "\n")
-        for index, phase in enumerate(self.config.phases):
+        plans = [self.plan(index, phase) for index, phase in enumerate(self.config.phases)]  # errors before any work
+        for index, (phase, plan) in enumerate(zip(self.config.phases, plans, strict=True)):
             if resume and index < resume["phase"]:
                 continue
-            self._run_phase(index, phase, resume if resume and resume["phase"] == index else None)
+            self._run_phase(index, phase, plan, resume if resume and resume["phase"] == index else None)
             resume = None
 
     def _fingerprint(self, phase: int) -> str:
@@ -158,7 +160,7 @@ class Trainer(ABC):
         done = replace(self.config, phases=self.config.phases[: phase + 1])
         return json.dumps([to_json(done), data], sort_keys=True)
 
-    def _run_phase(self, index: int, phase: Phase, resume: dict | None) -> None:
+    def _run_phase(self, index: int, phase: Phase, plan: Plan, resume: dict | None) -> None:
         model = self.module
         frozen = set(trunk_parameters(self.tower, phase.stage if phase.tower_lr else self.tower.stages))
         learners = [*self.learners(phase), (self.tower, phase.tower_lr)]
@@ -174,7 +176,6 @@ class Trainer(ABC):
             step = resume["step"]
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
         share = phase.batch_size * self.accelerator.num_processes
-        plan = self.plan(index, phase)
         total = len(plan.tasks)
         per_epoch = total // phase.epochs
         writer = self._writer() if self.main else None
@@ -260,10 +261,22 @@ class Trainer(ABC):
         return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, phase.beta2), fused=fused)
 
     def plan(self, index: int, phase: Phase) -> Plan:
-        """Which task each step of the phase learns; see `make_plan`."""
-        pools = {task: [i for i in self.photos if self.usable(i, task)] for task in phase.mix}
+        """Which task each step of the phase learns; see `make_plan`.
+
+        Raises:
+            DataError: a task has fewer photos than a step reads.
+        """
+        for task in phase.mix.keys() - self.pools.keys():  # one look at the photos serves all phases
+            self.pools[task] = [i for i in self.photos if self.usable(i, task)]
+        pools = {task: self.pools[task] for task in phase.mix}
         share = phase.batch_size * self.accelerator.num_processes
-        return make_plan(phase.mix, pools, share, phase.epochs, f"{self.config.seed}/{index}/mix")
+        try:
+            return make_plan(phase.mix, pools, share, phase.epochs, f"{self.config.seed}/{index}/mix")
+        except DataError as error:
+            raise DataError(
+                f"phase {phase.name!r}: {error}; lower --phases.{index}.batch-size, or add photos with what the task "
+                "learns from (docs/training.md)"
+            ) from None
 
     def _batches(
         self, index: int, phase: Phase, plan: Plan, first: int, last: int, features: KeptFeatures | None
