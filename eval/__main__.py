@@ -29,10 +29,11 @@ usage: python -m eval BENCHMARK --data DIR [--model M] [--limit N] [--split S] [
 
 @dataclass(frozen=True)
 class RunArgs:
-    benchmark: Annotated[str, tyro.conf.Positional]
+    benchmark: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="BENCHMARK")]
     """Name of a benchmark; `python -m eval list` shows them."""
     data: Path | None = None
-    """Folder with the publisher's files. Benchmarks that draw their own pictures do without: by default runs/drawn."""
+    """Folder with the publisher's files. Not needed by benchmarks that draw their own
+    pictures; they write them to runs/drawn, or to this folder."""
     model: str = "tiny"
     """Bundled name, local folder or hub id. For other models: hf:FOLDER or hf:OWNER/NAME for BLIP, GIT, Florence-2 or
     SmolVLM in transformers, from disk or from the Hugging Face hub; open_clip:ARCHITECTURE/TAG for image and text
@@ -59,7 +60,7 @@ class RunArgs:
 
 @dataclass(frozen=True)
 class CompareArgs:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of two or more finished runs of one benchmark; the others are compared with the first."""
     html: Path = Path("compare.html")
     """HTML file to write."""
@@ -67,7 +68,7 @@ class CompareArgs:
 
 @dataclass(frozen=True)
 class TableArgs:
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of finished runs, or folders that contain them."""
     into: tuple[Path, ...] = ()
     """Markdown files to update, between the lines `<!-- results:begin -->` and `<!-- results:end -->`. By default

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -14,9 +15,9 @@ from vlm.errors import ArgumentError
 
 @dataclass(frozen=True)
 class Args:
-    checkpoint: tyro.conf.Positional[str]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """A fairseq .pt file, or a folder or hub id in OFA's transformers format (OFA-Sys/ofa-base)."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write: model.safetensors, config.json and tokenizer.json."""
     tokenizer: str | None = None
     """Folder or hub id of the vocabulary; by default it is read from the checkpoint's folder."""

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import tyro
 
@@ -11,10 +12,10 @@ from tasks._command import command, no_collections
 
 @dataclass(frozen=True)
 class Args:
-    model: tyro.conf.Positional[str]
+    model: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="MODEL")]
     """Bundled name or folder of a model with image and text encoders, open_clip:ARCHITECTURE/TAG, or timm:MODEL for an
     image encoder alone."""
-    out: tyro.conf.Positional[str]
+    out: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="OUT")]
     """Folder to write: image.onnx, text.onnx, tokenizer.json and encoders.json."""
 
 

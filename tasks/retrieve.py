@@ -23,7 +23,7 @@ MANY = 8  # photos from which a progress bar is worth its line
 class IndexArgs:
     """Index the photos under a folder; run it again to bring the index up to date."""
 
-    photos: tyro.conf.Positional[str]
+    photos: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PHOTOS")]
     """Folder of photos, including its subfolders."""
     out: str
     """Folder of the index, or an address of object storage (s3://bucket/photos.index)."""
@@ -48,9 +48,9 @@ class IndexArgs:
 class SearchArgs:
     """Search an index with a sentence, a photo, or both, and print the most similar photos."""
 
-    index: tyro.conf.Positional[str]
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
     """Folder of the index."""
-    text: tyro.conf.Positional[tuple[str, ...]] = ()
+    text: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[SENTENCE]")] = ()
     """Sentence that describes the photos to find."""
     image: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Example photo: find photos similar to it. With a sentence, the two are combined."""

@@ -18,7 +18,8 @@ class Args:
     text: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
     """Description of the image. Text after the first 64 words is ignored."""
     model: str
-    """ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME: an OFA checkpoint that generates images, as image_gen_large_best.pt."""
+    """ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME: an OFA checkpoint that generates images, such as
+    image_gen_large_best.pt."""
     vqgan: str
     """The VQGAN that turns the model's codes into pixels: OFA's last.ckpt, or a folder of diffusers' VQModel."""
     out: str = "."

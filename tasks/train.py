@@ -17,9 +17,9 @@ from tasks._command import exit_code, parse
 
 @dataclass(frozen=True)
 class Args:
-    config: Annotated[str, tyro.conf.Positional]
-    """JSON file of the run, or the name of one that ships with the package (tiny_caption, tiny_pair, ofa_caption,
-    ofa_vqa)."""
+    config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
+    """JSON file of the run, or the name of one that ships with the package (tiny_caption, tiny_joint, tiny_pair,
+    ofa_caption, ofa_vqa)."""
     data: str
     """Folder of .tar shards."""
     out: str

@@ -134,7 +134,7 @@ def test_expand_paths_keeps_links_and_finds_the_home_folder(album, monkeypatch):
     [
         (
             "album/empty",
-            r"^no image lies directly in the folder 'album/empty'; 'album/empty/\*\*' takes nested ones too$",
+            r"^the folder 'album/empty' contains no images; give 'album/empty/\*\*' to include its subfolders$",
         ),
         ("album/*.gif", r"^no image matches 'album/\*.gif'; check the pattern and the folder it starts from$"),
         ("album/*.txt", r"^no image matches 'album/\*.txt'"),

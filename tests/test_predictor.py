@@ -292,7 +292,7 @@ def test_what_cannot_be_asked_is_said_in_one_line(model, ask, words):
         ("give photos labels", lambda m: m.classify(PHOTOS[0], ["cat"])),
         ("summarise texts", lambda m: m.summarize("a dog")),
         ("fill gaps in texts", lambda m: m.complete("a <mask> dog")),
-        ("draw pictures of texts", lambda m: m.image_codes("a dog")),
+        ("generate images from text", lambda m: m.image_codes("a dog")),
     ],
 )
 def test_a_task_that_was_never_learned_is_refused(model, does, ask):

@@ -157,7 +157,7 @@ def _expand(pattern: str) -> list[Path]:
         images = _images_in(Path(pattern))
         if not images:
             hint = _quote(os.path.join(pattern, "**"))
-            raise ImageError(f"no image lies directly in the folder {_quote(pattern)}; {hint} takes nested ones too")
+            raise ImageError(f"the folder {_quote(pattern)} contains no images; give {hint} to include its subfolders")
         return images
     if os.path.exists(pattern) or not glob.has_magic(pattern) or _URL.match(pattern):
         return [Path(pattern)]

@@ -223,7 +223,11 @@ class Model:
         return self.run("entail", [image], [hypothesis], [caption or ""], **options)[0][0].text
 
     def classify(self, image: "ImageSource | Photo", labels: Sequence[str]) -> str:
-        """The likeliest of some labels for a photo, each scored as an answer; errors as in `run`."""
+        """The likeliest of some labels for a photo, each scored as an answer; errors as in `run`.
+
+        Models whose encoders compare photos with sentences, such as `tiny`, give labels by `load_classifier` and
+        `classify_each`.
+        """
         return self.run("classify", [image], [labels])[0][0].text
 
     def summarize(self, text: str, **options: Any) -> str:

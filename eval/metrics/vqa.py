@@ -181,7 +181,7 @@ def vqa_scores(predictions: Mapping[int | str, str], annotations: Sequence[Mappi
 
     Raises:
         DataError: no annotations, a question twice, without a prediction, a field or human answers, or predictions for
-            questions that are not there.
+            questions that do not exist.
     """
     question_ids, answer_types, question_types, scores = [], [], [], []
     for annotation in annotations:

@@ -217,6 +217,8 @@ def test_a_damaged_config(folder, content):
 def test_a_newer_format_says_what_to_do(folder):
     edit(folder, lambda config: config.update(format=2))
     assert "has format 2; this version reads 1; update vlm-foundation" in refusal(folder)
+    (folder / "config.json").write_text("{}")
+    assert "has format None; this version reads 1; take the whole folder again" in refusal(folder)
 
 
 def edit(folder: Path, change) -> None:

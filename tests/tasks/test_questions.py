@@ -65,6 +65,11 @@ def test_a_bad_file_loses_only_itself(run, tmp_path, task):
 
 
 @pytest.mark.parametrize("task", ASKED)
+def test_a_command_without_a_photo_says_so(run, task):
+    assert run(task, *ASKED[task]) == (2, [], ["error: no photo was given; name one with --image photo.jpg"])
+
+
+@pytest.mark.parametrize("task", ASKED)
 def test_batches_change_nothing_and_json_has_the_path(run, task):
     images = ["--image", CAT, "--image", COFFEE]
     _, together, _ = run(task, *images, *ASKED[task], "--json")

@@ -54,7 +54,7 @@ def test_pictures_are_those_of_the_codes(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     "change, reason",
     [
-        ({"--model": "tiny"}, r"'tiny' cannot draw pictures of texts \(it was trained for: "),
+        ({"--model": "tiny"}, r"'tiny' cannot generate images from text \(it was trained for: "),
         ({"--text": " "}, "nothing to draw"),
         ({"--vqgan": "gone.ckpt"}, r"gone\.ckpt"),
         ({"--num-images": "0"}, "num_images=0 is below 1"),

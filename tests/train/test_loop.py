@@ -238,7 +238,7 @@ def test_another_configuration_or_other_photos_refuse_the_checkpoint(tmp_path):
     trainer(tmp_path, run, photos).run()
     changed = config([{**PHASES[0], "lr": 1e-3}])
     for other, data in ((changed, photos), (config(PHASES[:1], seed=1), photos), (run, photos[:5])):
-        with pytest.raises(DataError, match="is of another configuration or other data; use another --out"):
+        with pytest.raises(DataError, match="was written with another configuration or other data; use another --out"):
             trainer(tmp_path, other, data).run()
     trainer(tmp_path, config(PHASES[:2]), photos).run()  # a phase may be added
     assert (tmp_path / "b" / "model.safetensors").exists()

@@ -107,7 +107,7 @@ def _from_taming(tensors: Mapping[str, Tensor], file: Path) -> VQDecoder:
             raise ModelError(f"{str(file)!r} is not a VQGAN of taming-transformers: {key} has the wrong shape or place")
         renamed[new] = tensor
     if missing := next((name for name in expected if name not in renamed), None):
-        raise ModelError(f"{str(file)!r} is no whole VQGAN: it lacks the tensors of {missing}")
+        raise ModelError(f"{str(file)!r} is not a complete VQGAN: it lacks {missing}; download it again")
     found.load_state_dict({name: tensor.float() for name, tensor in renamed.items()}, assign=True)
     return found.eval()
 

@@ -34,7 +34,9 @@ def read_annotations(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     fields = json.loads(line)
                     key = fields.pop("key")
                 except (ValueError, KeyError, AttributeError, TypeError):
-                    raise DataError(f"{str(file)!r} line {number} is not a JSON object with a key; mend it") from None
+                    raise DataError(
+                        f"{str(file)!r} line {number} is not a JSON object with a key; fix the line"
+                    ) from None
                 yield str(key), fields
     except (OSError, EOFError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -78,7 +78,7 @@ def read_samples(shards: Sequence[str], max_bad: float = MAX_BAD) -> Iterator[Sa
         max_bad: share of bad records above which reading fails.
 
     Raises:
-        DataError: more than `max_bad` of the records are bad, or a shard is damaged or no tar file.
+        DataError: more than `max_bad` of the records are bad, or a shard is damaged or not a tar file.
     """
     bad: list[str] = []
     total = 0
@@ -119,7 +119,7 @@ def _check_end(shard: str) -> None:
             size = file.seek(0, 2)
             file.seek(max(0, size - 1024))
             if size < 1024 or file.read().strip(b"\0"):
-                raise DataError(f"{shard!r} is cut off or no tar file; build or download it again")
+                raise DataError(f"{shard!r} is truncated or not a tar file; build or download it again")
 
 
 def _parse(record: dict[str, Any]) -> Sample | None:

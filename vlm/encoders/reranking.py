@@ -23,7 +23,7 @@ def check_weight(weight: object) -> float:
         ArgumentError: it is not a number from 0 up.
     """
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
-        raise ArgumentError(f"rerank={weight!r} is not a weight; give a number from 0 (leave it out) up")
+        raise ArgumentError(f"rerank={weight!r} is not a weight; give 0, which turns reranking off, or more")
     return float(weight)
 
 

@@ -66,7 +66,7 @@ def classify_each(
         with the photo.
 
     Raises:
-        ArgumentError: there are no templates, one has no place for a label, or there is no text encoder.
+        ArgumentError: `templates` is empty, a template has no place for a label, or the encoders read no text.
     """
     names = list(labels)
     with torch.inference_mode():

@@ -124,7 +124,7 @@ def build(
 
 
 def find_photos(folder: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, int]], dict[str, ImageError]]:
-    """All photos under a folder, by absolute path, and the files and folders that cannot be looked at.
+    """All photos under a folder, by absolute path, and the files and folders that cannot be read.
 
     Hidden files and folders are left out. Links are followed; a folder that is reached twice, as in a loop of links,
     counts once.
@@ -140,7 +140,7 @@ def find_photos(folder: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, in
     seen: set[tuple[int, int]] = set()
 
     def fail(error: OSError) -> None:
-        failed[error.filename] = ImageError(f"{error.filename!r} cannot be looked at: {error.strerror}; check the path")
+        failed[error.filename] = ImageError(f"{error.filename!r} cannot be read: {error.strerror}; check the path")
 
     for place, folders, names in os.walk(os.path.abspath(folder), onerror=fail, followlinks=True):
         try:
@@ -169,7 +169,7 @@ def find_photos(folder: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, in
             else:
                 photos[path] = (status.st_size, status.st_mtime_ns)
     if not photos:
-        nothing = ImageError(f"no photo lies under {os.fspath(folder)!r}; name a folder with pictures")
+        nothing = ImageError(f"{os.fspath(folder)!r} and its subfolders contain no photos; give another folder")
         raise next(iter(failed.values()), nothing)
     return photos, failed
 

@@ -97,7 +97,7 @@ class Index:
             DataError: the index cannot be read.
         """
         if top < 1:
-            raise ArgumentError(f"top={top} asks for no result; give 1 or more")
+            raise ArgumentError(f"top={top} is below 1; give 1 or more")
         with _explained(self.where):
             rows = self.table.count_rows()
             if not rows:

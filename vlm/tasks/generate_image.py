@@ -20,7 +20,7 @@ class GenerateImage(Task):
 
     name = "generate_image"
     count_name = "num_images"
-    does = "draw pictures of texts"
+    does = "generate images from text"
     example_model = OFA_BASE
     defaults: ClassVar = {"prompt": PROMPT, "sample": True, "top_k": 256}
     photo = "none"

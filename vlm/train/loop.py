@@ -144,7 +144,9 @@ class Trainer(ABC):
         torch.manual_seed(self.config.seed)
         resume = read_counters(self.checkpoint) if self.checkpoint.exists() else None
         if resume and resume["config"] != self._fingerprint(resume["phase"]):
-            raise DataError(f"{str(self.checkpoint)!r} is of another configuration or other data; use another --out")
+            raise DataError(
+                f"{str(self.checkpoint)!r} was written with another configuration or other data; use another --out"
+            )
         if self.main:
             write_text(self.out / RESOLVED, json.dumps(to_json(self.config), indent=2, ensure_ascii=False) + "\n")
         plans = [self.plan(index, phase) for index, phase in enumerate(self.config.phases)]  # errors before any work
