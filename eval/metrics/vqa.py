@@ -13,9 +13,8 @@ What the official script does that nobody would guess, and what is therefore don
   `a-b -c` is `ab c`, but `a-b` is `b` (the article goes). One comma between two digits anywhere, as in `1,000 (a/b)`,
   deletes all marks.
 * Apostrophes, colons and other signs stay: they are not on the list of marks.
-* A dot is deleted unless a digit follows, whatever stands before it (the look-behind that should have asked for a digit
-  is misspelt and never holds). The flag `re.UNICODE` is passed where `re.sub` expects a count, so that only the first
-  32 go.
+* A dot is deleted unless a digit follows it. The pattern was meant to spare a dot after a digit too, but that part of
+  it is misspelt. The flag `re.UNICODE` is passed where `re.sub` expects a count, so that only the first 32 dots go.
 * `none` is `0`; the words zero to ten are digits, later ones are not. `a`, `an` and `the` vanish, also when they are
   the whole answer: any two of them match.
 * Contractions get their apostrophe, but `somebody'd` loses its own. Those of `I` are listed with a capital, while words

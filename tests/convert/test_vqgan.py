@@ -90,7 +90,7 @@ def test_codes_without_a_vector(checkpoint):
     [
         (lambda t: t.pop("quantize.embed.weight"), r"lacks quantize\.embed\.weight"),
         (lambda t: t.pop("post_quant_conv.weight"), r"lacks post_quant_conv\.weight"),
-        (lambda t: t.pop("decoder.norm_out.bias"), r"lacks the tensors of decoder\.conv_norm_out\.bias"),
+        (lambda t: t.pop("decoder.norm_out.bias"), r"it lacks decoder\.conv_norm_out\.bias"),
         (lambda t: t.pop("decoder.up.1.block.0.conv1.bias"), r"lacks 'decoder\.up\.1\.block\.0\.conv1\.bias'"),
         (lambda t: t.update({"decoder.extra.weight": torch.zeros(2)}), r"decoder\.extra\.weight has the wrong"),
         (lambda t: t.update({"decoder.mid.attn_1.q.weight": torch.zeros(2, 2)}), r"attn_1\.q\.weight has the wrong"),
