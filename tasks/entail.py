@@ -23,9 +23,10 @@ class Args(PhotoArgs):
     """Sentence to judge; each sentence is judged for each photo."""
     caption: str | None = None
     """Caption of the photo, given to the model as additional evidence."""
-    prefix: Literal["auto", "none", "source", "source_and_end"] = "auto"
-    """What the decoder is given before the answer: nothing (none), the instruction (source), or the instruction with
-    its end token (source_and_end); auto is the setting in the model's config."""
+    prefix: Literal["auto", "none", "source", "source_and_end", "source_only"] = "auto"
+    """What the decoder is given before the answer: nothing (none), the instruction (source), the instruction with its
+    end token (source_and_end), or the instruction, which the encoder then does not read (source_only); auto is the
+    setting in the model's config."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

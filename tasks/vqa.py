@@ -35,9 +35,10 @@ class Args(PhotoArgs):
     """Beam width; 1 is greedy search. By default the model's own setting (5)."""
     max_length: int | None = None
     """Longest answer, in tokens. By default the model's own setting (30)."""
-    prefix: Literal["auto", "none", "source", "source_and_end"] = "auto"
-    """What the decoder is given before the answer: nothing (none), the question (source), or the question with its end
-    token (source_and_end); auto is the setting in the model's config."""
+    prefix: Literal["auto", "none", "source", "source_and_end", "source_only"] = "auto"
+    """What the decoder is given before the answer: nothing (none), the question (source), the question with its end
+    token (source_and_end), or the question, which the encoder then does not read (source_only); auto is the setting in
+    the model's config."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:

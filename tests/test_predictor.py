@@ -114,7 +114,7 @@ def model(all_tasks) -> Model:
 CHOICES = ["yes", "no", "two cats", "a dog on a sofa"]
 
 
-@pytest.mark.parametrize("prefix", ["none", "source"])
+@pytest.mark.parametrize("prefix", ["none", "source", "source_only"])
 def test_a_wide_beam_over_given_answers_scores_them_all(model, prefix):
     """Both ways take the softmax over what may follow, so that a beam as wide as the list ends with equal scores."""
     photos, questions = model.encode(PHOTOS[:2]), ["is it red", "what sits on the red sofa?"]
@@ -126,7 +126,7 @@ def test_a_wide_beam_over_given_answers_scores_them_all(model, prefix):
         assert [answer.score for answer in some] == pytest.approx([answer.score for answer in every], abs=1e-4)
 
 
-@pytest.mark.parametrize("prefix", ["none", "source"])
+@pytest.mark.parametrize("prefix", ["none", "source", "source_only"])
 def test_answers_do_not_depend_on_neighbours(model, prefix):
     photos = [PHOTOS[0], PHOTOS[1], PHOTOS[0]]
     questions = ["what?", "what does the red dog on the sofa describe?", "is it a cat"]
@@ -142,11 +142,26 @@ def test_answers_do_not_depend_on_neighbours(model, prefix):
 
 def test_given_answers_are_scored_after_any_prefix(model):
     found = {}
-    for prefix in ("none", "source", "source_and_end"):
+    for prefix in ("none", "source", "source_and_end", "source_only"):
         (answers,) = model.run("answer", PHOTOS[:1], ["is it red?"], choices=CHOICES, score_all=True, prefix=prefix)
         assert sum(math.exp(answer.score) for answer in answers) == pytest.approx(1, abs=1e-5)
         found[prefix] = {answer.text: round(answer.score, 4) for answer in answers}
-    assert found["none"] != found["source"] != found["source_and_end"]
+    assert len({tuple(sorted(scores.items())) for scores in found.values()}) == 4
+
+
+def test_a_photo_is_read_once_where_the_encoder_reads_no_question(model, monkeypatch):
+    one, two = model.encode(PHOTOS[:2])
+    photos, questions = [one, two, one, one], ["is it red?", "is it red?", "what?", "where is the cat"]
+    backbone, rows = model.bundle.module.backbone, []
+    encode = backbone.encode
+    monkeypatch.setattr(backbone, "encode", lambda ids, *rest: rows.append(ids.tolist()) or encode(ids, *rest))
+    together = model.run("answer", photos, questions, prefix="source_only", choices=CHOICES, score_all=True)
+    assert rows == [[[0, 2], [0, 2]]]  # two photos, and nothing else
+    for photo, question, answers in zip(photos, questions, together, strict=True):
+        (alone,) = model.run("answer", [photo], [question], prefix="source_only", choices=CHOICES, score_all=True)
+        assert [a.text for a in alone] == [a.text for a in answers]
+        assert [a.score for a in alone] == pytest.approx([a.score for a in answers], abs=1e-5)
+    assert together[0] != together[2]  # the decoder reads the question
 
 
 def test_scores_are_those_of_the_answer_without_what_stands_before(model):

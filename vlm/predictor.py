@@ -22,7 +22,7 @@ from vlm.models.config import BOS, EOS, PAD
 from vlm.models.seq2seq import Encoded
 
 Result = TypeVar("Result")
-Prefix = Literal["none", "source", "source_and_end"]
+Prefix = Literal["none", "source", "source_and_end", "source_only"]
 
 CANDIDATES_AT_ONCE = 64  # given answers that are scored together, over all photos of a batch
 
@@ -257,12 +257,20 @@ class Predictor:
         Raises:
             ArgumentError: an instruction is too long.
         """
-        rows = [encoder_ids(ids) for ids in sources]
+        rows = [encoder_ids(ids, prefix) for ids in sources]
         longest, limit = max(map(len, rows)), self.module.backbone.config.max_source_positions
         if longest > limit:
             raise ArgumentError(f"a text takes {longest} tokens, {self.name!r} reads {limit}; shorten it")
-        source = pad(rows).to(self.device)
-        encoded = self.module.backbone.encode(source, None if patches is None else torch.stack(list(patches)))
+        # what the encoder reads of a photo is often the same for all instructions, and is then read once
+        keys = [(tuple(ids), None if patches is None else id(patches[row])) for row, ids in enumerate(rows)]
+        first = {key: keys.index(key) for key in dict.fromkeys(keys)}
+        distinct, place = list(first.values()), {key: number for number, key in enumerate(first)}
+        encoded = self.module.backbone.encode(
+            pad([rows[row] for row in distinct]).to(self.device),
+            None if patches is None else torch.stack([patches[row] for row in distinct]),
+        )
+        if len(distinct) < len(rows):
+            encoded = encoded.select(torch.tensor([place[key] for key in keys], device=self.device))
         return encoded, pad([decoder_prefix(ids, prefix)[1:] for ids in sources])
 
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
@@ -270,9 +278,9 @@ class Predictor:
         return self.tokenizer.encode_batch([f" {answer}" for answer in answers])
 
 
-def encoder_ids(source: Sequence[int]) -> list[int]:
-    """An instruction as the encoder reads it, between start and end token."""
-    return [BOS, *source, EOS]
+def encoder_ids(source: Sequence[int], prefix: Prefix = "none") -> list[int]:
+    """An instruction as the encoder reads it, between start and end token; `prefix` as in `decoder_prefix`."""
+    return [BOS, EOS] if prefix == "source_only" else [BOS, *source, EOS]
 
 
 def decoder_prefix(source: Sequence[int], prefix: Prefix) -> list[int]:
@@ -280,9 +288,13 @@ def decoder_prefix(source: Sequence[int], prefix: Prefix) -> list[int]:
 
     Args:
         source: ids of the instruction.
-        prefix: nothing; the instruction again (OFA's VQA and SNLI-VE models); or that with its end token.
+        prefix: nothing; the instruction again (OFA's VQA and SNLI-VE models); that with its end token; or the
+            instruction, of which the encoder then reads nothing (`source_only`), so that a photo is encoded once for
+            all instructions.
     """
-    return {"none": [BOS], "source": [BOS, *source], "source_and_end": [BOS, *source, EOS]}[prefix]
+    if prefix == "none":
+        return [BOS]
+    return [BOS, *source, EOS] if prefix == "source_and_end" else [BOS, *source]
 
 
 def pad(rows: Sequence[Sequence[int]], value: int = PAD) -> Tensor:

@@ -149,6 +149,8 @@ def test_sides_from_entities():
     phrase = {"text": "A brown dog", "entity": "7", "types": ["animals"], "boxes": [[0.6, 0.2, 0.9, 0.6]]}
     found = asked(DOG, phrases=[phrase])
     assert found["Which side of the picture is the dog on?"] == "right"
+    alone = {"text": "A brown dog", "boxes": [[0.6, 0.2, 0.9, 0.6]]}  # as scenes and simple annotations have them
+    assert asked(DOG, phrases=[alone, alone]) == found
     two = {**phrase, "boxes": [[0.6, 0.2, 0.9, 0.6], [0, 0, 0.1, 0.1]]}
     assert "Which side of the picture is the dog on?" not in asked(DOG, phrases=[two])
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import random
 import re
 
 import numpy as np
@@ -12,14 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from vlm.data import scenes
 from vlm.data.augment import Augmentation, View
 from vlm.data.features import view
 from vlm.data.scenes import KINDS, STATE_SIZE, Scene, make_scene, sample_photos, scene_samples
 from vlm.data.scenes_draw import COLOURS, CUTOUTS, NAMES, SHAPES, Thing
 from vlm.errors import ArgumentError
 from vlm.image import ImageTransform, load_image
+from vlm.tasks import TASKS, TrainingRules
 from vlm.tasks.answer import AnswerQuestion
 from vlm.tasks.answer import questions as questions_of
+from vlm.tasks.match import Match
+from vlm.tokenizer import train_tokenizer
+from vlm.train.run import read_config
 
 SCENES = [make_scene(f"example/{number}") for number in range(150)]
 PLURALS = {"crosses": "cross", "shapes": "shape"} | {f"{name}s": name for name in NAMES if name != "cross"}
@@ -344,3 +350,26 @@ def test_a_scene_is_never_cropped_mirrored_or_recoloured():
     for seed in range(20):
         image, part = view(scene, transform, Augmentation(min_area=0.3, flip=1.0, jitter=0.5), str(seed))
         assert part == View() and torch.equal(image, whole)
+
+
+@pytest.mark.parametrize("name", ["square", "star", "ring"])
+def test_five_big_things_always_find_a_place(name):
+    """They are made smaller until they fit; with a smallest size, some seeds would try for ever."""
+    for seed in range(100):
+        boxes, _ = scenes._place([name] * 5, ["big"] * 5, random.Random(seed))
+        for i, (left, top, right, bottom) in enumerate(boxes):
+            assert 0 < left < right < 1 and 0 < top < bottom < 1
+            assert not any(scenes._touch(boxes[i], other) for other in boxes[:i])
+
+
+def test_scenes_teach_each_task_of_the_joint_run():
+    samples = Match.annotate(scene_samples("train", 20, 64))
+    config, tokenizer = read_config("tiny_joint"), train_tokenizer([" a red circle"], 280, 0, 16)
+    taught = set()
+    for name in config.phases[0].mix:
+        task = TASKS[name](tokenizer, 64, config.tasks.get(name), TrainingRules(made_questions=0.6))
+        for number, sample in enumerate(samples):
+            if task.in_sample(sample):
+                assert len(task.examples(sample, random.Random(number), 3)) == 3, name
+                taught.add(name)
+    assert taught == set(config.phases[0].mix) - {"caption_zh", "caption_de"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlm.models.attention import attend, image_buckets, text_buckets
+from vlm.models.attention import attend, grid_sinusoids, image_buckets, image_position_ids, sinusoids, text_buckets
 from vlm.models.config import Seq2SeqConfig, TowerConfig
 from vlm.models.vision_language import VisionLanguageModel
 
@@ -173,3 +173,20 @@ def test_several_prompts_of_a_photo_are_read_as_if_each_had_its_own_copy():
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             torch.testing.assert_close(shared[name], parameter.grad, atol=1e-6, rtol=1e-8)
+
+
+def test_sinusoids_by_hand():
+    """Wavelengths of 16 and 4 positions: position 2 has gone an eighth of the first circle, and half of the second."""
+    half = 0.5**0.5
+    expected = [[0, 0, 1, 1], [half, 0, half, -1], [1, 0, 0, 1]]
+    torch.testing.assert_close(sinusoids(torch.tensor([0.0, 2, 4]), 4, 16), torch.tensor(expected), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("dim", [8, 9, 10, 11])
+def test_a_grid_tells_rows_and_columns(dim):
+    table = grid_sinusoids(6, dim)
+    assert table.shape == (37, dim) and not table[0].any()
+    grid, part = table[image_position_ids(6, 6, 6)].unflatten(0, (6, 6)), (dim + 1) // 2
+    assert torch.equal(grid[2, :, :part], grid[2, :1, :part].expand(6, -1))  # all of a row
+    assert torch.equal(grid[:, 3, part:], grid[:1, 3, part:].expand(6, -1))  # all of a column
+    assert len(grid.flatten(0, 1).round(decimals=4).unique(dim=0)) == 36

@@ -7,7 +7,7 @@ import torch
 
 from vlm.data.shards import Sample
 from vlm.errors import ArgumentError, ModelError
-from vlm.files.bundle import save_bundle
+from vlm.files.bundle import load_bundle, save_bundle
 from vlm.image import ImageTransform
 from vlm.models.config import Seq2SeqConfig, TowerConfig
 from vlm.tokenizer import Tokenizer
@@ -87,6 +87,56 @@ def test_a_model_to_go_on_from_brings_what_it_was_trained_for(tmp_path):
     assert again.image == ImageTransform(96)
 
 
+def test_a_model_grows_and_keeps_what_it_knows(tmp_path):
+    bundle, _ = build(CONFIG, SAMPLES, tmp_path)
+    with torch.no_grad():  # else each value would be its start
+        for parameter in bundle.module.parameters():
+            parameter += 0.01 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    old = replace(bundle, transform=ImageTransform(64), tasks={"caption": {}})
+    save_bundle(tmp_path / "old", old)
+    grow = {"encoder_layers": 3, "decoder_layers": 2, "encoder_entangle": True}
+    start = TrainConfig((Phase("a"),), init=str(tmp_path / "old"), grow=grow)
+    again, config = build(start, [], tmp_path / "new")
+    backbone, before = again.module.backbone, load_bundle(str(tmp_path / "old")).module.backbone
+    assert config.backbone == backbone.config == replace(before.config, **grow)
+    first, _ = tokens = again.tokenizer.bin_start, again.tokenizer.vocab_size
+    weights = before.state_dict()
+    for name, value in backbone.state_dict().items():
+        if name == "embed.weight":  # locations start anew in a model that never learned any
+            assert torch.equal(value[:first], weights[name][:first]) and not torch.equal(value, weights[name])
+        elif name in weights and name != "encoder.image_positions.weight":
+            assert torch.equal(value, weights[name]), name
+    # a new layer adds next to nothing at first
+    x = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(2))
+    layer = backbone.encoder.layers[2].eval()
+    with torch.inference_mode():
+        change = layer(x, torch.zeros(1, 2, 5, 5)) - x
+    assert change.square().mean().sqrt() == pytest.approx(0.1, abs=0.02)  # the new norm after its attention
+    # nearby locations, and nearby patches, are alike
+    for table in (backbone.embed.weight[slice(*tokens)], backbone.encoder.image_positions.weight[1:5]):
+        near, far = (torch.cosine_similarity(table[0], table[i], dim=0) for i in (1, len(table) - 1))
+        assert near > far and near > 0.5
+    assert backbone.encoder.image_positions.weight[1:].std().item() == pytest.approx(1, abs=0.1)
+
+    save_bundle(tmp_path / "pointing", replace(old, tasks={"ground": {}}))
+    kept = build(replace(start, init=str(tmp_path / "pointing")), [], tmp_path / "kept")[0].module.backbone
+    assert torch.equal(kept.embed.weight, weights["embed.weight"])  # its locations were learned
+
+
+@pytest.mark.parametrize(
+    "grow, message",
+    [
+        ({"encoder_layers": 0}, "grow: encoder_layers=0; give more layers, or encoder_entangle"),
+        ({"dim": 512}, "grow: dim=512; give more layers, or encoder_entangle"),
+        ({"decoder_layers": "two"}, "grow: decoder_layers='two'; give more layers, or encoder_entangle"),
+    ],
+)
+def test_a_model_grows_by_layers_alone(tmp_path, grow, message):
+    with pytest.raises(ArgumentError) as caught:
+        build(TrainConfig((Phase("a"),), init="tiny", grow=grow), [], tmp_path)
+    assert str(caught.value) == message
+
+
 @pytest.mark.parametrize(
     "changes, kind, message",
     [
@@ -98,6 +148,7 @@ def test_a_model_to_go_on_from_brings_what_it_was_trained_for(tmp_path):
         ({"backbone": None}, ArgumentError, "the configuration lacks backbone, which init='random' needs"),
         ({"init": "tiny", "tokenizer": "BPE"}, ArgumentError, "tokenizer='BPE' is for names that begin with ofa:"),
         ({"image_size": 64}, ArgumentError, "image_size is for a model to go on from; init='random' starts anew"),
+        ({"grow": {"encoder_layers": 2}}, ArgumentError, "grow is for a model to go on from; init='random' starts"),
         ({"tokenizer": "BPE"}, ArgumentError, "tokenizer is for a model to go on from; init='random' starts anew"),
         ({"init": "ofa:nowhere.pt"}, ModelError, "no OFA checkpoint at 'nowhere.pt'"),
         ({"init": "tiny", "image_size": 1024}, ArgumentError,

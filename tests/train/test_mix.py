@@ -219,6 +219,19 @@ def test_a_pool_holds_the_photos_with_something_for_the_task(tmp_path):
     assert len(plan.tasks) == 7  # all but the fifth photo have something for a task
 
 
+def test_a_task_may_learn_from_some_sources_alone(tmp_path):
+    photos = [replace(sample, source="ab"[i % 2]) for i, sample in enumerate(samples(8))]
+    mix = {"caption": 1.0, "answer": 1.0}
+    run = trainer(tmp_path, config({"name": "a", "mix": mix}, sources={"answer": ["b", "c"]}), photos)
+    assert run.plan(0, phase_of(mix, 1, 1)).pools == {"caption": list(range(8)), "answer": [1, 3, 5, 7]}
+
+
+@pytest.mark.parametrize("sources", [{"answer": "b"}, {"drive": ["b"]}])
+def test_sources_are_lists_of_known_tasks(sources):
+    with pytest.raises(ValueError, match=r"sources: (answer='b' must be a list|.*'drive')"):
+        config({"name": "a"}, sources=sources)
+
+
 # Whole runs
 
 

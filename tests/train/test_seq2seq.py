@@ -132,16 +132,18 @@ def test_a_checkpoint_of_ofa_learns_captions_then_answers(checkpoint, tmp_path, 
     assert not torch.allclose(first["backbone.embed.weight"], start, atol=1e-3)  # captions may change it
 
 
-def test_training_and_asking_read_the_same(checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("prefix", ["source", "source_only"])
+def test_training_and_asking_read_the_same(checkpoint, tmp_path, monkeypatch, prefix):
     run = trainer(tmp_path, from_ofa(checkpoint, CAPTION, ANSWER), samples(3))
     model = vlm.load(f"ofa:{checkpoint}")
+    model.task("answer").settings["prefix"] = prefix
     heard: list[tuple[list[int], list[int]]] = []
 
     class Enough(Exception):
         pass
 
     def read(self, sources, patches, prefix):
-        heard.extend((encoder_ids(ids), decoder_prefix(ids, prefix)) for ids in sources)
+        heard.extend((encoder_ids(ids, prefix), decoder_prefix(ids, prefix)) for ids in sources)
         raise Enough
 
     monkeypatch.setattr("vlm.predictor.Predictor.read", read)
@@ -150,16 +152,17 @@ def test_training_and_asking_read_the_same(checkpoint, tmp_path, monkeypatch):
             ask()
     caption = run.texts(0, "caption", run.config.phases[0], random.Random(0))[0]
     asked = replace(samples(3)[2], fields={"vqa": [{"question": "What is z?", "answers": ["A  Dog"]}]})
-    answerer = trainer(tmp_path, from_ofa(checkpoint, ANSWER), [asked])
+    answerer = trainer(tmp_path, from_ofa(checkpoint, ANSWER, tasks={"answer": {"prefix": prefix}}), [asked])
     answer = answerer.texts(0, "answer", phase_of(ANSWER), random.Random(0))[0]
-    for example, (source, prefix), text in zip((caption, answer), heard, (" two red cats", " a dog"), strict=True):
-        assert (example.source, example.prefix) == (source, prefix)
+    for example, (source, given), text in zip((caption, answer), heard, (" two red cats", " a dog"), strict=True):
+        assert (example.source, example.prefix) == (source, given)
         ids = model.bundle.tokenizer.encode(text)
         if example is caption and example.target[:-1] != ids:
             ids = model.bundle.tokenizer.encode(" a dog number 0")
-        assert example.previous == [*prefix, *ids]
-        assert example.target == [1] * (len(prefix) - 1) + [*ids, 2]
-    assert len(heard[1][1]) > 1  # this checkpoint's decoder is given the question
+        assert example.previous == [*given, *ids]
+        assert example.target == [1] * (len(given) - 1) + [*ids, 2]
+    assert len(heard[1][1]) > 1  # the decoder is given the question
+    assert (heard[1][0] == [0, 2]) == (prefix == "source_only")
 
 
 def test_a_killed_run_of_a_mix_ends_as_an_unbroken_one(checkpoint, tmp_path, run_until, monkeypatch):
@@ -235,6 +238,35 @@ def test_parts_of_a_batch_add_up_to_the_whole(checkpoint, tmp_path, name, assert
     parts, found = gradients(run, replace(phase, chunks=4), [2, 3, 4, 6])
     assert parts == pytest.approx(whole, rel=1e-6)  # added up in float32
     assert_same_sums(found, expected, terms=32 * 32 * 4)  # the first convolution's, over the places of four photos
+
+
+def test_questions_that_only_the_decoder_reads_share_the_encoding_of_their_photo(checkpoint, tmp_path, monkeypatch):
+    run = trainer(tmp_path, from_ofa(checkpoint, ANSWER, tasks={"answer": {"prefix": "source_only"}}), samples(7))
+    phase = phase_of({**ANSWER, "batch_size": 3, "chunks": 1})
+    assert run.tasks["answer"].one_encoding
+    loss, found = gradients(run, phase, [2, 3, 4])
+    monkeypatch.setattr(type(run.tasks["answer"]), "one_encoding", False)
+    expected, right = gradients(run, phase, [2, 3, 4])
+    assert loss == pytest.approx(expected, rel=1e-9) and found.keys() == right.keys()
+    for name in right:
+        torch.testing.assert_close(found[name], right[name], rtol=1e-6, atol=1e-9)
+
+
+def test_tokens_are_hidden_in_answers_and_never_in_questions(checkpoint, tmp_path, monkeypatch):
+    run = trainer(tmp_path, from_ofa(checkpoint, ANSWER), samples(7))
+    objective = CrossEntropy(hidden_tokens=0.9)
+    phase = Phase("x", {"answer": 1.0}, batch_size=3, texts_per_photo=2, objective=objective)
+    read: list[torch.Tensor] = []
+    forward = run.model.forward
+    monkeypatch.setattr(run.model, "forward", lambda *args: read.append(args[2]) or forward(*args))
+    gradients(run, phase, [2, 3, 4])
+    texts = [example for i in (2, 3, 4) for example in run.texts(i, "answer", phase, random.Random(i))]
+    hidden = 0
+    for ids, example in zip(read[0].tolist(), texts, strict=True):
+        start = len(example.prefix)
+        assert ids[:start] == example.prefix
+        hidden += ids[start:].count(3)
+    assert hidden > sum(len(example.previous) - len(example.prefix) for example in texts) / 2
 
 
 def test_a_batch_of_questions_is_the_mean_of_its_words(checkpoint, tmp_path):

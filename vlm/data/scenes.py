@@ -239,7 +239,7 @@ def _place(names: list[str], sizes: list[str], rng: random.Random) -> tuple[list
                 break
         if len(boxes) == len(names):
             return [boxes[i] for i in range(len(names))], angles
-        scale = max(0.85, scale * 0.97)
+        scale *= 0.97
 
 
 def _touch(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> bool:

@@ -162,6 +162,29 @@ def image_buckets(ids: Tensor, bucket_size: int) -> Tensor:
     return torch.where(query_none & key_none, side * side + 2, buckets)
 
 
+def sinusoids(positions: Tensor, dim: int, longest: float) -> Tensor:
+    """Sines and cosines of positions, `float32[positions, dim]`, of variance 1/2 (Vaswani et al., 2017, section 3.5).
+
+    Args:
+        positions: `float32[positions]`.
+        dim: width.
+        longest: the longest wavelength; the shortest is 4 positions.
+    """
+    rates = 2 * math.pi / longest * (longest / 4) ** torch.linspace(0, 1, (dim + 1) // 2)
+    angles = positions[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], 1)[:, :dim]
+
+
+def grid_sinusoids(side: int, dim: int) -> Tensor:
+    """A smooth table for the positions of `image_position_ids`, `float32[side**2 + 1, dim]`, each value of variance 1.
+
+    Half of the values tell the row, half the column; id 0, no patch, is all zeros.
+    """
+    line = sinusoids(torch.arange(side).float(), (dim + 1) // 2, 2 * side) * math.sqrt(2)
+    rows, columns = line[:, None].expand(side, side, -1), line[None].expand(side, side, -1)
+    return nn.functional.pad(torch.cat([rows, columns], -1)[..., :dim].flatten(0, 1), (0, 0, 1, 0))
+
+
 class RelativeBias(nn.Module):
     """One layer's tables of relative position biases, for text and for the image grid."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vlm.models.attention import (
     AbsoluteBias,
     RelativeBias,
+    grid_sinusoids,
     image_buckets,
     image_position_ids,
     text_buckets,
@@ -258,6 +259,8 @@ class Seq2Seq(nn.Module):
         for name, weight in self.encoder.layers.named_parameters():
             if name.endswith("self_attn_out_norm.weight"):
                 nn.init.constant_(weight, 0.1)
+        if config.encoder_entangle:  # beside patches of about 1.5, small random positions would never be heard
+            self.encoder.image_positions.weight.data.copy_(grid_sinusoids(config.image_bucket_size, config.dim))
 
     @staticmethod
     def _init(module: nn.Module) -> None:

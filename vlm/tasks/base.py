@@ -91,7 +91,7 @@ class Task:
         reward: name of the reward by which it can be learned self-critically; None: it cannot.
         count_name: the option that says how many answers are wanted, for errors.
         example_model: a public model that has the task, for errors; None: there is none.
-        one_source: whether all examples of a photo have the same instruction, so that one encoding serves them all.
+        one_source: whether all examples of a photo have the same instruction.
 
     Args:
         tokenizer: the model's.
@@ -136,6 +136,11 @@ class Task:
     @property
     def prefix(self) -> Prefix:
         return self.settings.get("prefix") or "none"
+
+    @property
+    def one_encoding(self) -> bool:
+        """Whether the encoder reads the same for all examples of a photo."""
+        return self.one_source or self.prefix == "source_only"
 
     def search(self, options: Mapping[str, Any] | None = None, count: int = 1) -> GenerationConfig:
         """How answers are searched.
@@ -303,10 +308,9 @@ class Task:
 
     def example(self, source: Sequence[int], answer: Sequence[int], weight: float = 1.0) -> TrainingExample:
         """Put the ids of an instruction and of its answer together."""
-        start = decoder_prefix(source, self.prefix)
-        return TrainingExample(
-            encoder_ids(source), start, [*start, *answer], [PAD] * (len(start) - 1) + [*answer, EOS], weight
-        )
+        read, start = encoder_ids(source, self.prefix), decoder_prefix(source, self.prefix)
+        target = [PAD] * (len(start) - 1) + [*answer, EOS]
+        return TrainingExample(read, start, [*start, *answer], target, weight)
 
 
 def patches_of(photos: Sequence[Photo] | None) -> list[Any] | None:

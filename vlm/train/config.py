@@ -201,6 +201,9 @@ class TrainConfig:
     a bundled name, a folder, or `ofa:` and an OFA checkpoint: all weights and the tokenizer of that model."""
     tokenizer: str | None = None
     """Folder or hub id of the vocabulary of an OFA checkpoint; by default the folder of the checkpoint."""
+    grow: dict[str, Any] = field(default_factory=dict)
+    """Sizes of the initial model's backbone to change, `encoder_layers` or `decoder_layers` to more, or
+    `encoder_entangle` to true; what the model lacks starts anew."""
     image_size: int | None = None
     """Image size in pixels, if it should differ from that of the initial model."""
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -221,6 +224,8 @@ class TrainConfig:
     """Number of generated scenes to learn from in addition to the photos, see `vlm.data.scenes`."""
     repeats: dict[str, int] = field(default_factory=dict)
     """How often an epoch shows the photos of a source; 1 where none is given."""
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By task, the only sources of photos that it is learned from; all where none are given."""
     val_every: int = 20
     """Hold out every n-th photo of sources without a val split for validation; 0 holds out none."""
     precision: Precision = "auto"
@@ -240,6 +245,13 @@ class TrainConfig:
             known_tasks.check_names(self.tasks)
         except ArgumentError as error:
             raise ValueError(f"tasks: {error}") from None
+        try:
+            known_tasks.check_names(self.sources)
+        except ArgumentError as error:
+            raise ValueError(f"sources: {error}") from None
+        if bad := [task for task, names in self.sources.items() if isinstance(names, str)]:
+            raise ValueError(f"sources: {bad[0]}={self.sources[bad[0]]!r} must be a list of sources")
+        object.__setattr__(self, "sources", {task: tuple(names) for task, names in self.sources.items()})
         if bad := [task for task, settings in self.tasks.items() if not isinstance(settings, dict)]:
             raise ValueError(f"tasks: {bad[0]}={self.tasks[bad[0]]!r} must be an object of settings")
         if not self.phases:

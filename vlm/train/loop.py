@@ -269,7 +269,12 @@ class Trainer(ABC):
             DataError: a task has fewer photos than a step reads.
         """
         for task in phase.mix.keys() - self.pools.keys():  # one look at the photos serves all phases
-            self.pools[task] = [i for i in self.photos if self.usable(i, task)]
+            sources = self.config.sources.get(task)
+            self.pools[task] = [
+                i
+                for i in self.photos
+                if (sources is None or self.train_samples[i].source in sources) and self.usable(i, task)
+            ]
         pools = {task: self.pools[task] for task in phase.mix}
         share = phase.batch_size * self.accelerator.num_processes
         try:

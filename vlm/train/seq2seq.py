@@ -79,7 +79,7 @@ class Seq2SeqTrainer(Trainer):
         self.tries: dict[str, Trie] = {}
         for task in self.tasks.values():
             task.search()
-            if task.prefix not in ("none", "source"):
+            if task.prefix == "source_and_end":
                 raise ArgumentError(
                     f"tasks: {task.name} has prefix={task.prefix!r}, after which nothing is searched; choose source"
                 )
@@ -164,8 +164,8 @@ class Seq2SeqTrainer(Trainer):
         objective = objective_of(phase, task)
         examples: list[TrainingExample] = step.texts
         figures: dict[str, float] = {}
-        # all examples of a photo share its encoding where they share the instruction; others are read one by one
-        shared = phase.texts_per_photo if task.one_source else 1
+        # the examples of a photo share its encoding where the encoder reads the same for all of them
+        shared = phase.texts_per_photo if task.one_encoding else 1
         sources = pad([example.source for example in examples[::shared]]).to(self.device)
         advantage = None
         if isinstance(objective, SelfCritical):
@@ -173,10 +173,11 @@ class Seq2SeqTrainer(Trainer):
             figures["reward"] = rewards.mean().item()
             advantage = mean_of_others(rewards).flatten().to(self.device)
         previous, labels = teacher_forcing(examples)
-        if isinstance(objective, CrossEntropy) and objective.hidden_tokens:
-            previous = hide_tokens(previous, objective.hidden_tokens, step.generator)
-        previous, labels = previous.to(self.device), labels.to(self.device)
         real = labels != IGNORED
+        if isinstance(objective, CrossEntropy) and objective.hidden_tokens:
+            answers = nn.functional.pad(real[:, :-1], (1, 0))  # a question without one of its words is another question
+            previous = torch.where(answers, hide_tokens(previous, objective.hidden_tokens, step.generator), previous)
+        previous, labels, real = previous.to(self.device), labels.to(self.device), real.to(self.device)
         with self.accelerator.autocast():
             states = wrapped(step.images, sources, previous, step.stage)
             logits = self.model.backbone.logits(states[real])  # padding needs no scores: half the vocabulary's work

@@ -95,7 +95,7 @@ def _entities(scene: Scene, phrases: Sequence[Mapping]) -> dict[str, list[Box]]:
         ):
             continue
         name = called(heads[0].noun)
-        if seen.setdefault(str(phrase["entity"]), name) != name:
+        if seen.setdefault(str(phrase.get("entity", boxes[0])), name) != name:  # else the box says which thing it is
             continue
         if boxes[0] not in found.setdefault(name, []):
             found[name].append(boxes[0])
