@@ -16,7 +16,7 @@ from torch import Tensor
 from vlm.decoding.search import GenerationConfig, Hypothesis, forbid_repeats, generate
 from vlm.decoding.trie import Trie, score_candidates
 from vlm.errors import ArgumentError
-from vlm.models.config import BOS, EOS, PAD, Seq2SeqConfig
+from vlm.models.config import BOS, EOS, NUM_SPECIALS, PAD, UNK, Seq2SeqConfig
 from vlm.models.seq2seq import Encoded, Seq2Seq
 
 
@@ -238,6 +238,31 @@ def test_allowed_ids_equal_masked_logits():
             assert h.token_scores == pytest.approx(whole(backbone, encoded, h.ids), abs=1e-5)
 
 
+@pytest.mark.parametrize("allowed", [(7, 9), (4, 6), (5, 7)])
+def test_a_prefix_may_hold_what_an_answer_may_not(allowed):
+    """Words before locations, or locations before words: they have no score, the answer has its own."""
+    backbone, prefix = small(3), (6, 8, 4, 8)
+    encoded = backbone.encode(prompts([3]))
+    options = GenerationConfig(beams=6, max_tokens=6, min_tokens=6, allowed=allowed, normalize=False, length_penalty=0)
+    found = generate(backbone, encoded, options, prefix_ids=torch.tensor([prefix]))[0]
+    kept = [*range(NUM_SPECIALS), *range(*allowed)]
+    answers = list(itertools.product([BOS, UNK, *range(*allowed)], repeat=2))
+    scores = {ids: whole(backbone, encoded, (*prefix, *ids), kept)[-3:] for ids in answers}
+    best = sorted(answers, key=lambda ids: -sum(scores[ids]))[:6]
+    assert [hypothesis.ids for hypothesis in found] == [(*prefix, *ids) for ids in best]
+    for hypothesis, ids in zip(found, best, strict=True):
+        assert hypothesis.token_scores[-3:] == pytest.approx(scores[ids], abs=1e-5)
+        outside = [i for i, token in enumerate(prefix) if not allowed[0] <= token < allowed[1]]
+        assert outside and all(hypothesis.token_scores[i] == 0 for i in outside)
+
+
+def test_a_prefix_may_repeat_itself():
+    backbone, prefix = small(3), torch.tensor([[5, 6, 5, 6, 5, 6]])
+    options = GenerationConfig(beams=2, max_tokens=8, no_repeat_ngram=2)
+    found = generate(backbone, backbone.encode(prompts([3])), options, prefix_ids=prefix)[0]
+    assert found and all(hypothesis.ids[:6] == (5, 6, 5, 6, 5, 6) for hypothesis in found)
+
+
 def test_trie_walks_by_hand():
     trie = Trie([[5, 6], [5], [7, 5, 6], [5, 6]])
     nodes = torch.zeros(4, dtype=torch.long)
@@ -370,7 +395,7 @@ def test_options_that_mean_nothing_are_refused(options, says):
         ({"max_tokens_per_source": 2.0, "max_tokens": 2}, {"source_words": 5}, "answers of 12 tokens"),
         ({"max_tokens": 5}, {"codes": True}, "at most 4"),
         ({"max_tokens": 4, "allowed": (5, 10)}, {}, "9 ids"),
-        ({"max_tokens": 4, "allowed": (5, 8)}, {"prefix_ids": torch.tensor([[4]])}, "prefix_ids holds 4"),
+        ({"max_tokens": 4, "allowed": (5, 8)}, {"prefix_ids": torch.tensor([[9]])}, "prefix_ids holds 9"),
         ({"max_tokens": 4}, {"prefix_ids": torch.tensor([[9]])}, "prefix_ids holds 9"),
         ({"max_tokens": 4}, {"trie": Trie([[9]])}, "id 9"),
     ],

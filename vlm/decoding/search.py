@@ -172,7 +172,11 @@ class _Search:
         self.limit = config.token_limit(source_words)
         self._check_sizes()
         self.start, self.end = config.allowed or (NUM_SPECIALS, backbone.config.vocab_size)
-        self.gap = 0 if config.mask_after_softmax else self.start - NUM_SPECIALS  # ids without a column
+        prefix = torch.empty(batch, 0, dtype=torch.long) if prefix_ids is None else prefix_ids
+        # where the prefix holds ids that an answer may not, every id has a column
+        self.foreign = self._has_foreign(prefix) and config.allowed is not None
+        whole = config.mask_after_softmax or self.foreign
+        self.gap = 0 if whole else self.start - NUM_SPECIALS  # ids without a column
         self.trie = trie
         if trie is not None:
             trie.prepare(backbone.config.vocab_size, device)
@@ -183,7 +187,8 @@ class _Search:
         self.tokens = torch.full((rows, self.limit + 2), BOS, device=device)
         self.sums = torch.zeros(rows, self.limit + 2, device=device)
         self.nodes = torch.zeros(rows, dtype=torch.long, device=device)
-        self.prefix = self.tokens[:, :0] if prefix_ids is None else self._prefix_columns(prefix_ids.to(device))
+        columns = torch.where(prefix < NUM_SPECIALS, prefix, prefix - self.gap)
+        self.prefix = columns.to(device).repeat_interleave(config.beams, 0)
 
     def _check_sizes(self) -> None:
         sizes = self.backbone.config
@@ -195,14 +200,11 @@ class _Search:
         if self.config.allowed and self.config.allowed[1] > sizes.vocab_size:
             raise ArgumentError(f"allowed={self.config.allowed} goes beyond the {sizes.vocab_size} ids of this model")
 
-    def _prefix_columns(self, ids: Tensor) -> Tensor:
-        outside = (ids < 0) | (ids >= NUM_SPECIALS) & ((ids < self.start) | (ids >= self.end))
-        if bool(outside.any()):
-            raise ArgumentError(
-                f"prefix_ids holds {int(ids[outside][0])}, outside the ids {self.start} to {self.end - 1}"
-            )
-        columns = torch.where(ids < NUM_SPECIALS, ids, ids - self.gap)
-        return columns.repeat_interleave(self.config.beams, 0)
+    def _has_foreign(self, prefix: Tensor) -> bool:
+        size = self.backbone.config.vocab_size
+        if bool((unknown := (prefix < 0) | (prefix >= size)).any()):
+            raise ArgumentError(f"prefix_ids holds {int(prefix[unknown][0])}; this model has the ids 0 to {size - 1}")
+        return bool(((prefix >= NUM_SPECIALS) & ((prefix < self.start) | (prefix >= self.end))).any())
 
     def to_ids(self, columns: Tensor) -> Tensor:
         return columns + self.gap * (columns >= NUM_SPECIALS) if self.gap else columns
@@ -219,6 +221,11 @@ class _Search:
         """Read the newest token of every row: `float32[rows, columns]`."""
         ids = self.to_ids(self.tokens[:, step : step + 1])
         features = self.backbone.step(ids, self.cache, self.code_rows)[:, -1]
+        if self.foreign and not self.config.mask_after_softmax:
+            logits = self.backbone.logits(features).float()
+            logits[:, NUM_SPECIALS : self.start] = -torch.inf
+            logits[:, self.end :] = -torch.inf
+            return logits
         if self.config.allowed is None or self.config.mask_after_softmax:
             return self.backbone.logits(features).float()
         if not self.gap:
@@ -257,12 +264,15 @@ class _Search:
             last = log_probs[:, EOS].clone()
             log_probs.fill_(-torch.inf)[:, EOS] = last
         if 0 < config.no_repeat_ngram <= step + 1:
+            token = self.prefix[:, step : step + 1]
+            kept = log_probs.gather(1, token)
             forbid_repeats(log_probs, self.tokens[:, : step + 1], config.no_repeat_ngram)
+            log_probs.scatter_(1, token, kept)  # a prefix may repeat itself
         return log_probs
 
     def _outside_trie(self, step: int, trie: Trie) -> Tensor:
         inside = trie.children(self.nodes, self.backbone.config.vocab_size)
-        if self.config.allowed and not self.config.mask_after_softmax:
+        if self.config.allowed and not self.config.mask_after_softmax and not self.foreign:
             inside = torch.cat([inside[:, :NUM_SPECIALS], inside[:, self.start : self.end]], 1)
         return ~inside & self._in_trie(step)[:, None]
 
@@ -280,6 +290,7 @@ class _Search:
         token = self.prefix[:, step : step + 1]
         forced = token != PAD
         kept = log_probs.gather(1, token)
+        kept.masked_fill_(kept.isinf(), 0)  # what an answer may not hold has no score
         log_probs.masked_fill_(forced, -torch.inf).scatter_(1, token, kept)
         if step < self.config.min_tokens:
             log_probs[:, EOS].masked_fill_(~forced[:, 0], -torch.inf)

@@ -33,6 +33,8 @@ from vlm.train.config import Phase, TrainConfig, to_json
 from vlm.train.plan import Batch, Figures, Plan, Step, learning_rate, make_plan
 
 RESOLVED = "config.resolved.json"  # the configuration with every field filled in, beside the checkpoint
+VALIDATION = "validation"  # what every validation found, as JSON, and as a table of all figures after each phase
+START = "start"  # the table's column for the model that the run started from
 
 
 class Trainer(ABC):
@@ -46,7 +48,12 @@ class Trainer(ABC):
         val: photos to validate on after each epoch, by the averaged weights.
         out: folder for checkpoint, features, logs and finished models.
         checkpoint_minutes: time between checkpoints.
+
+    Attributes:
+        trained_before: whether the module can do something before the first step, which is then measured.
     """
+
+    trained_before = False
 
     def __init__(
         self,
@@ -183,6 +190,8 @@ class Trainer(ABC):
         writer = self._writer() if self.main else None
         bar = tqdm(total=total * share, initial=step * share, unit="photo", desc=phase.name, disable=not self.main)
         features = self._features(phase) if phase.views and step < total else None
+        if self.main and not index and not step and self.trained_before:
+            self._validate(phase, -1, step, average, features, writer)  # what it could do before
         saved = time.monotonic()
         while step < total:
             epoch = step // per_epoch
@@ -347,7 +356,7 @@ class Trainer(ABC):
     def _validate(
         self, phase: Phase, epoch: int, step: int, average: Average, features: KeptFeatures | None, writer
     ) -> None:
-        """Measure the averaged weights on the validation photos and log the figures."""
+        """Measure the averaged weights on the validation photos and log the figures; epoch -1 is before the first."""
         if not self.val_samples:
             return
         own = {k: v.clone() for k, v in self.module.state_dict().items()}
@@ -380,9 +389,29 @@ class Trainer(ABC):
 
         found = self.validate(parts())
         self.module.load_state_dict(own)
+        name = phase.name if epoch >= 0 else START
+        self._note(name, {f"{source} {task}".strip(): figures for (source, task), (figures, _) in found.items()})
         for (source, task), (figures, shown) in sorted(found.items()):
             label = " ".join(filter(None, (source, task)))
             text = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
             tqdm.write(f"{phase.name} epoch {epoch + 1}: {label} n={count[source]} {text} | {shown}")
             for name, value in figures.items():
                 writer.add_scalar(f"val/{label}/{name}", value, step)
+
+    def _note(self, phase: str, figures: dict[str, dict[str, float]]) -> None:
+        """Keep the last figures of each phase, so that what a phase cost other tasks can be seen beside what it won."""
+        file = self.out / f"{VALIDATION}.json"
+        noted: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text()) if file.exists() else {}
+        noted[phase] = figures
+        write_text(file, json.dumps(noted, indent=2) + "\n")
+        write_text(file.with_suffix(".md"), phase_table(noted))
+
+
+def phase_table(noted: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Figures by phase, photos and name, as a Markdown table with a column for each phase."""
+    rows = dict.fromkeys((label, name) for found in noted.values() for label, own in found.items() for name in own)
+    lines = [["photos", "figure", *noted], ["---", "---", *["---:"] * len(noted)]]
+    for label, name in sorted(rows):
+        values = (found.get(label, {}).get(name) for found in noted.values())
+        lines.append([label, name, *("" if value is None else f"{value:.2f}" for value in values)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -71,8 +71,10 @@ class Seq2SeqTrainer(Trainer):
         self.bundle, self.model, self.tokenizer = bundle, bundle.module, bundle.tokenizer
         self.rewards, self.metrics = rewards or {}, metrics or {}
         self.predictor = Predictor(replace(bundle, name="the model"))
+        self.trained_before = config.init not in ("imagenet", "random")
         trained = list(dict.fromkeys(task for phase in config.phases for task in phase.mix))
         self.phase = config.phases[0]
+        self.measured: dict[str, Task] = {}  # what it was trained for by now, and can be validated
         self.tasks = self._bind(self.phase, trained)
         # by task, the answers of the training photos, where only these compete
         self.closed: dict[str, list[str]] = {}
@@ -107,6 +109,10 @@ class Seq2SeqTrainer(Trainer):
 
     def prepare(self, phase: Phase) -> None:
         self.phase, self.tasks = phase, self._bind(phase, list(phase.mix))
+        phases = self.config.phases
+        before = [name for one in phases[: phases.index(phase) if phase in phases else 0] for name in one.mix]
+        able = dict.fromkeys([*phase.mix, *before, *(self.bundle.tasks if self.trained_before else ())])
+        self.measured = self._bind(phase, [name for name in able if known_tasks.TASKS[name].metric in self.metrics])
         backbone = self.model.backbone
         for module in backbone.modules():
             if isinstance(module, nn.Dropout):
@@ -223,20 +229,19 @@ class Seq2SeqTrainer(Trainer):
 
     def validate(self, parts: Iterator[tuple[list[Sample], Tensor]]) -> Figures:
         """By source and task, figures of what the model generates, and an example."""
-        measured = [task for task in self.tasks.values() if task.metric in self.metrics]
-        if not measured:
+        if not self.measured:
             return {}
         found: dict[tuple[str, str], tuple[dict[str, str], dict[str, Sequence[str]]]] = {}  # by source and task
         for samples, grid in parts:
-            for task in measured:
+            for task in self.measured.values():
                 with self.accelerator.autocast():
                     for sample, key, text, references in self._predict(task, samples, grid):
                         texts, right = found.setdefault((sample.source, task.name), ({}, {}))
                         texts[key], right[key] = text, references
         results: Figures = {}
         for (source, name), (texts, right) in found.items():
-            metric = self.metrics[self.tasks[name].metric or ""]
-            results[source, name if len(self.tasks) > 1 else ""] = metric(texts, right), next(iter(texts.values()))
+            metric = self.metrics[self.measured[name].metric or ""]
+            results[source, name if len(self.measured) > 1 else ""] = metric(texts, right), next(iter(texts.values()))
         return results
 
     def _predict(
