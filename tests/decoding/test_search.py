@@ -243,12 +243,12 @@ def test_a_prefix_may_hold_what_an_answer_may_not(allowed):
     """Words before locations, or locations before words: they have no score, the answer has its own."""
     backbone, prefix = small(3), (6, 8, 4, 8)
     encoded = backbone.encode(prompts([3]))
-    options = GenerationConfig(beams=6, max_tokens=6, min_tokens=6, allowed=allowed, normalize=False, length_penalty=0)
+    options = GenerationConfig(beams=16, max_tokens=6, min_tokens=6, allowed=allowed, normalize=False, length_penalty=0)
     found = generate(backbone, encoded, options, prefix_ids=torch.tensor([prefix]))[0]
     kept = [*range(NUM_SPECIALS), *range(*allowed)]
     answers = list(itertools.product([BOS, UNK, *range(*allowed)], repeat=2))
     scores = {ids: whole(backbone, encoded, (*prefix, *ids), kept)[-3:] for ids in answers}
-    best = sorted(answers, key=lambda ids: -sum(scores[ids]))[:6]
+    best = sorted(answers, key=lambda ids: -sum(scores[ids]))
     assert [hypothesis.ids for hypothesis in found] == [(*prefix, *ids) for ids in best]
     for hypothesis, ids in zip(found, best, strict=True):
         assert hypothesis.token_scores[-3:] == pytest.approx(scores[ids], abs=1e-5)
