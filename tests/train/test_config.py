@@ -63,8 +63,8 @@ def test_a_configuration_survives_json(file):
 
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "cross_entropy": {"label_smoothing": 0.2, "location_spread": 0.1, "hidden_tokens": 0.1, "drop_worst": 0.3,
-                      "drop_worst_after": 0.4, "weighted_answers": True, "closed_answers": True},
+    "cross_entropy": {"label_smoothing": 0.2, "location_spread": 0.1, "box_attention": 2.0, "hidden_tokens": 0.1,
+                      "drop_worst": 0.3, "drop_worst_after": 0.4, "weighted_answers": True, "closed_answers": True},
     "self_critical": {"no_repeat_ngram": 3},
     "contrastive": {"text_lr": 0.0, "neighbours": 2},
     "sigmoid": {"text_lr": 1e-4, "neighbours": 0},
@@ -97,7 +97,7 @@ def test_two_objectives_in_one_phase_are_refused(one, other):
     [
         ({"cross_entropy": {}, "self_critical": {}, "sigmoid": {}}, ValueError,
          "phase 'a': cross_entropy and self_critical and sigmoid exclude each other; give one"),
-        ({"cross_entropy": {"beams": 3}}, TypeError, "phase 'a': cross_entropy has no field 'beams'; it has: closed_a"),
+        ({"cross_entropy": {"beams": 3}}, TypeError, "phase 'a': cross_entropy has no field 'beams'; it has: box_atte"),
         ({"self_critical": {"label_smoothing": 0.1}}, TypeError,
          "phase 'a': self_critical has no field 'label_smoothing'; it has: no_repeat_ngram"),
         ({"sigmoid": {"lr": 0.1}}, TypeError, "phase 'a': sigmoid has no field 'lr'; it has: neighbours, text_lr"),
@@ -110,6 +110,8 @@ def test_two_objectives_in_one_phase_are_refused(one, other):
          "phase 'a': neighbours are found by a frozen text tower; set text_lr to 0"),
         ({"cross_entropy": {"drop_worst": 1}}, ValueError,
          "phase 'a': cross_entropy: drop_worst=1 is not a share; give 0 to below 1"),
+        ({"cross_entropy": {"box_attention": -1}}, ValueError,
+         "phase 'a': cross_entropy: box_attention=-1; give 0 or more"),
         ({"cross_entropy": {"hidden_tokens": -1}}, ValueError, "phase 'a': cross_entropy: hidden_tokens=-1 is not a "),
         ({"cross_entropy": {"label_smoothing": "high"}}, ValueError,
          "phase 'a': cross_entropy: label_smoothing='high' is not a share"),

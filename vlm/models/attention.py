@@ -81,15 +81,24 @@ class Attention(nn.Module):
         Returns:
             `[rows, queries, dim]`.
         """
-        batch, group = keys.shape[0], x.shape[0] // keys.shape[0]
-        # rows of one sample stand side by side, so that to its keys they are one long row of queries
-        q = split_heads((self.q_proj(x) * self.scale).reshape(batch, -1, x.shape[-1]), self.heads)
-        if bias is not None and group > 1:
-            bias = self._group_bias(bias, batch, group)
+        q, bias = self._queries(x, keys, bias)
         y = attend(q, keys, values, bias, self.dropout if self.training else 0.0)
         if self.head_scale is not None:
             y = y * self.head_scale.to(y.dtype).view(-1, 1, 1)
         return self.out_proj(merge_heads(y).view_as(x))
+
+    def weights(self, x: Tensor, keys: Tensor, bias: Tensor | None) -> Tensor:
+        """How `forward` weighs the keys, without dropout, `[rows, heads, queries, keys]`; arguments as there."""
+        q, bias = self._queries(x, keys, bias)
+        logits = q @ keys.transpose(-1, -2)
+        weights = (logits if bias is None else logits + bias).softmax(-1)
+        return weights.unflatten(2, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)
+
+    def _queries(self, x: Tensor, keys: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Scaled queries and the bias; rows of one sample stand side by side, to its keys one long row of queries."""
+        batch, group = keys.shape[0], x.shape[0] // keys.shape[0]
+        q = split_heads((self.q_proj(x) * self.scale).reshape(batch, -1, x.shape[-1]), self.heads)
+        return q, self._group_bias(bias, batch, group) if bias is not None and group > 1 else bias
 
     @staticmethod
     def _group_bias(bias: Tensor, batch: int, group: int) -> Tensor:

@@ -29,6 +29,8 @@ class CrossEntropy:
     location_spread: float = 0.02
     """Standard deviation of the targets of boxes, as a share of the photo's side: nearby locations are nearly right. 0
     turns this off."""
+    box_attention: float = 0.0
+    """Weight of a second loss that draws the decoder's attention into the boxes that it shall write."""
     hidden_tokens: float = 0.0
     """Share of the decoder's input tokens that a step replaces by the unknown token."""
     drop_worst: float = 0.0
@@ -51,6 +53,8 @@ class CrossEntropy:
             "drop_worst",
             "drop_worst_after",
         )
+        if not _is_number(self.box_attention) or not 0 <= self.box_attention < math.inf:
+            raise ValueError(f"cross_entropy: box_attention={self.box_attention!r}; give 0 or more")
 
 
 @dataclass(frozen=True)

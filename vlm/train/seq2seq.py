@@ -14,6 +14,7 @@ from vlm import tasks as known_tasks
 from vlm.data.annotations import in_view
 from vlm.data.augment import View, hide_tokens
 from vlm.data.shards import Sample
+from vlm.decoding.answer import Answer
 from vlm.decoding.search import generate
 from vlm.decoding.trie import Trie
 from vlm.errors import ArgumentError
@@ -23,6 +24,7 @@ from vlm.models.layers import Block, drop_path_rates
 from vlm.predictor import Photo, Predictor, encoder_ids, pad
 from vlm.tasks import Task, TrainingExample, TrainingRules
 from vlm.train.batches import IGNORED, allowed_tokens, teacher_forcing
+from vlm.train.box_attention import AttentionSeen, as_fractions, box_attention_loss, watched
 from vlm.train.config import CrossEntropy, Objective, Phase, SelfCritical, TrainConfig
 from vlm.train.loop import Trainer
 from vlm.train.objectives import (
@@ -184,7 +186,7 @@ class Seq2SeqTrainer(Trainer):
             answers = nn.functional.pad(real[:, :-1], (1, 0))  # a question without one of its words is another question
             previous = torch.where(answers, hide_tokens(previous, objective.hidden_tokens, step.generator), previous)
         previous, labels, real = previous.to(self.device), labels.to(self.device), real.to(self.device)
-        with self.accelerator.autocast():
+        with self.accelerator.autocast(), watched(self.model.backbone) as seen:
             states = wrapped(step.images, sources, previous, step.stage)
             logits = self.model.backbone.logits(states[real])  # padding needs no scores: half the vocabulary's work
         if advantage is not None:
@@ -193,7 +195,12 @@ class Seq2SeqTrainer(Trainer):
         if task.output == "locations" and objective.location_spread:
             first, end = self.tokenizer.bin_start, self.tokenizer.vocab_size
             spread = objective.location_spread * (end - first - 1)
-            return location_cross_entropy(logits, labels[real], first, end, spread), figures
+            loss = location_cross_entropy(logits, labels[real], first, end, spread)
+            if objective.box_attention:
+                attention = self._box_attention(task, examples, labels, sources.shape[1], seen)
+                figures["box_attention"] = attention.item()
+                loss = loss + objective.box_attention * attention
+            return loss, figures
         weights = None
         if objective.weighted_answers:
             weights = torch.tensor([example.weight for example in examples], device=self.device)
@@ -208,6 +215,20 @@ class Seq2SeqTrainer(Trainer):
             drop_worst=objective.drop_worst if step.done >= objective.drop_worst_after else 0.0,
         )
         return loss, figures
+
+    def _box_attention(
+        self, task: Task, examples: Sequence[TrainingExample], labels: Tensor, words: int, seen: AttentionSeen
+    ) -> Tensor:
+        """The loss of `vlm.train.box_attention`; `words` are the encoder's tokens behind the patches."""
+        answers = [example.target[len(example.prefix) - 1 : -1] for example in examples]
+        unit = Photo(torch.empty(0), (1, 1))  # boxes are fractions
+        boxes = as_fractions([task.read([Answer("", 0.0, tuple(ids))], unit) for ids in answers], self.device)
+        tokens = (labels != IGNORED).nonzero()[:, 1].view(len(examples), -1)[:, :-1]  # all but what writes the end
+        with self.accelerator.autocast():
+            losses = [
+                box_attention_loss(weights, tokens, boxes, weights.shape[-1] - words) for weights in seen.weights()
+            ]
+        return torch.stack(losses).mean()
 
     @torch.no_grad()
     def _compete(self, step: Step, task: Task, objective: SelfCritical) -> tuple[list[TrainingExample], Tensor]:
