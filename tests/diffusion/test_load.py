@@ -22,8 +22,8 @@ def picture(pipe) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("states", ["pair", "backbone"])
-def test_a_saved_pipeline_draws_the_same(build, tmp_path, states):
-    pipe = build(states)
+def test_a_saved_pipeline_draws_the_same(drawing, tmp_path, states):
+    pipe = drawing(states)
     pipe.save_pretrained(tmp_path)
     loaded = vlm.load_pipeline(tmp_path)
     assert isinstance(loaded, TextToImagePipeline) and isinstance(loaded, DiffusionPipeline)
@@ -34,25 +34,25 @@ def test_a_saved_pipeline_draws_the_same(build, tmp_path, states):
     assert not list(tmp_path.rglob("*.bin"))  # nothing is pickled
 
 
-def test_a_head_in_the_folder_of_its_base(build, base, tmp_path):
+def test_a_head_in_the_folder_of_its_base(drawing, drawing_base, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(base, folder)
+    shutil.copytree(drawing_base, folder)
     torch.manual_seed(0)
     options = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
     vae = AutoencoderTiny(**options, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))  # pyright: ignore
-    for pipe in (build("backbone"), build(vae=vae.eval())):
+    for pipe in (drawing("backbone"), drawing(vae=vae.eval())):
         save_head(folder, pipe)
         loaded = vlm.load_pipeline(str(folder))
         assert torch.equal(picture(loaded), picture(pipe))
     assert vlm.load(folder).name == str(folder)  # the base works as before
 
 
-def test_a_model_without_a_head_says_what_to_do(base):
+def test_a_model_without_a_head_says_what_to_do(drawing_base):
     message = r"has no diffusion head; train one with `vlm train tiny_diffusion`, or choose a pipeline of diffusers"
     with pytest.raises(ModelError, match=message):
-        vlm.load_pipeline(base)
+        vlm.load_pipeline(drawing_base)
     with pytest.raises(ModelError, match=message):
-        load_head(load_folder(base))
+        load_head(load_folder(drawing_base))
 
 
 @pytest.mark.parametrize("name", ["nothing", "./nothing", "ofa:base.pt", __file__])
@@ -62,10 +62,10 @@ def test_names_of_nothing(name):
     assert "\n" not in str(caught.value)
 
 
-def test_a_head_of_another_base_is_refused(build, base, tmp_path):
+def test_a_head_of_another_base_is_refused(drawing, drawing_base, tmp_path):
     folder = tmp_path / "model"
-    shutil.copytree(base, folder)
-    save_head(folder, build("backbone"))
+    shutil.copytree(drawing_base, folder)
+    save_head(folder, drawing("backbone"))
     (folder / HEAD / "text.json").write_text('{"states": "pair", "max_tokens": 64}')
     with pytest.raises(ModelError, match="reads text states of 32 and 8 channels; the base model's have 16 and 8"):
         vlm.load_pipeline(folder)
@@ -85,8 +85,8 @@ def test_a_pipeline_that_does_not_read_text(tmp_path):
         vlm.load_pipeline(tmp_path)
 
 
-def test_an_index_cannot_name_foreign_code(build, tmp_path):
-    build().save_pretrained(tmp_path)
+def test_an_index_cannot_name_foreign_code(drawing, tmp_path):
+    drawing().save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     for library in ("os", "antigravity", "vlm.train.run", "../x"):
         (tmp_path / "model_index.json").write_text(json.dumps({**index, "denoiser": [library, "system"]}))
@@ -98,8 +98,8 @@ def test_an_index_cannot_name_foreign_code(build, tmp_path):
             vlm.load_pipeline(tmp_path)
 
 
-def test_a_device_that_is_not_there(build, tmp_path):
-    build().save_pretrained(tmp_path)
+def test_a_device_that_is_not_there(drawing, tmp_path):
+    drawing().save_pretrained(tmp_path)
     with pytest.raises(ArgumentError, match="device 'cuda:77' cannot be used"):
         vlm.load_pipeline(tmp_path, device="cuda:77")
     assert next(vlm.load_pipeline(tmp_path, dtype=torch.bfloat16).denoiser.parameters()).dtype == torch.bfloat16

@@ -21,6 +21,11 @@ from vlm.errors import ArgumentError, ImageError
 PROMPT = "a red shoe"
 
 
+@pytest.fixture(scope="session")
+def pipeline(drawing):
+    return drawing()
+
+
 def draw(pipe, prompt: str | list[str] = PROMPT, seed=3, count=1, **options):
     options = {"num_inference_steps": 4, "output_type": "pt", **options}
     return pipe(prompt, generator=generators(seed, count), **options).images
@@ -94,8 +99,8 @@ def test_one_generator_draws_a_picture_after_the_other(pipeline):
         (DPMSolverMultistepScheduler, {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
     ],
 )
-def test_solvers_agree_where_there_are_many_steps(build, kind, options):
-    pipe = build()
+def test_solvers_agree_where_there_are_many_steps(drawing, kind, options):
+    pipe = drawing()
     pipe.scheduler = kind(**options)
     found = draw(pipe, num_inference_steps=60, guidance_scale=2.0)
     pipe.scheduler = FlowMatchEulerDiscreteScheduler(shift=1.0)
@@ -155,7 +160,7 @@ def test_output_types_and_sizes(pipeline):
 
 
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
-def test_latents_of_an_autoencoder(build, kind):
+def test_latents_of_an_autoencoder(drawing, kind):
     torch.manual_seed(0)
     two: Any = (8, 8)
     if kind == "kl":
@@ -167,7 +172,7 @@ def test_latents_of_an_autoencoder(build, kind):
     else:
         blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
         vae = AutoencoderTiny(encoder_block_out_channels=two, decoder_block_out_channels=two, **blocks)
-    pipe = build(vae=vae.eval())
+    pipe = drawing(vae=vae.eval())
     assert pipe.scale == 2
     latents = draw(pipe, output_type="latent")
     assert latents.shape == (1, 4, 16, 16)
@@ -178,8 +183,8 @@ def test_latents_of_an_autoencoder(build, kind):
     assert draw(pipe, image=photo(), strength=0.3).shape == (1, 3, 32, 32)
 
 
-def test_texts_are_encoded_once(build, monkeypatch):
-    pipe, seen = build(), []
+def test_texts_are_encoded_once(drawing, monkeypatch):
+    pipe, seen = drawing(), []
     encode = pipe.text_encoder.encode
     monkeypatch.setattr(pipe.text_encoder, "encode", lambda texts: seen.append(texts) or encode(texts))
     draw(pipe)
@@ -216,8 +221,8 @@ def test_what_cannot_be_drawn(pipeline, options, message):
     assert "\n" not in str(caught.value)
 
 
-def test_other_mistakes_are_one_line_too(build):
-    pipe = build()
+def test_other_mistakes_are_one_line_too(drawing):
+    pipe = drawing()
     with pytest.raises(ArgumentError, match="2 generators for 1 pictures"):
         draw(pipe, count=2)
     with pytest.raises(ImageError, match="is not an image"):

@@ -13,8 +13,8 @@ TEXTS = ["a red shoe", "a", "a green shirt for women"]
 
 
 @pytest.mark.parametrize("states", ["pair", "backbone"])
-def test_a_batch_is_its_texts_one_by_one(build, states):
-    text = build(states).text_encoder
+def test_a_batch_is_its_texts_one_by_one(drawing, states):
+    text = drawing(states).text_encoder
     found = text.encode(TEXTS)
     assert found.states.shape[2] == text.dim and found.pooled.shape == (3, text.pooled_dim)
     for row, one in enumerate(TEXTS):
@@ -24,14 +24,14 @@ def test_a_batch_is_its_texts_one_by_one(build, states):
         torch.testing.assert_close(found.pooled[row], alone.pooled[0], atol=1e-5, rtol=1e-5)
 
 
-def test_the_pooled_vector_is_that_of_the_pair(build):
-    text = build().text_encoder
+def test_the_pooled_vector_is_that_of_the_pair(drawing):
+    text = drawing().text_encoder
     torch.testing.assert_close(text.encode(TEXTS).pooled, text.encoders.encode_text(TEXTS))
-    torch.testing.assert_close(build("backbone").text_encoder.encode(TEXTS).pooled, text.encoders.encode_text(TEXTS))
+    torch.testing.assert_close(drawing("backbone").text_encoder.encode(TEXTS).pooled, text.encoders.encode_text(TEXTS))
 
 
-def test_states_are_those_of_the_text_tower_or_of_the_backbone(build):
-    pair, backbone = build().text_encoder, build("backbone").text_encoder
+def test_states_are_those_of_the_text_tower_or_of_the_backbone(drawing):
+    pair, backbone = drawing().text_encoder, drawing("backbone").text_encoder
     found = pair.encode([TEXTS[0]])
     assert found.mask.sum() == 5  # three words between two marks
     torch.testing.assert_close(found.states.mean(1), pair.pair.text(pair.encoders.tokenize([TEXTS[0]])))
@@ -40,24 +40,24 @@ def test_states_are_those_of_the_text_tower_or_of_the_backbone(build):
     torch.testing.assert_close(backbone.encode([TEXTS[0]]).states, expected.states)
 
 
-def test_no_text_has_states_too(build):
-    found = build().text_encoder.encode([""])
+def test_no_text_has_states_too(drawing):
+    found = drawing().text_encoder.encode([""])
     assert found.mask.tolist() == [[True, True]]
 
 
-def test_a_long_text_is_an_error_that_counts(build):
+def test_a_long_text_is_an_error_that_counts(drawing):
     with pytest.raises(
         ArgumentError, match=r"the prompt 'red red .*'\.\.\. takes 34 tokens, of at most 32; shorten it"
     ):
-        build().text_encoder.encode(["a", "red " * 32])
+        drawing().text_encoder.encode(["a", "red " * 32])
 
 
-def test_what_is_no_text_encoder(base, tmp_path):
-    bundle = load_folder(base)
+def test_what_is_no_text_encoder(drawing_base, tmp_path):
+    bundle = load_folder(drawing_base)
     with pytest.raises(ModelError, match="has no text encoder"):
         TextEncoder(bundle)
     with pytest.raises(ModelError, match="states='words' is unknown; choose pair or backbone"):
-        TextEncoder(load_folder(base, with_pair=True), "words")  # pyright: ignore[reportArgumentType]
+        TextEncoder(load_folder(drawing_base, with_pair=True), "words")  # pyright: ignore[reportArgumentType]
     for content in ("", "[]", '{"states": "pair"}'):
         (tmp_path / SETTINGS).write_text(content)
         with pytest.raises(ModelError, match="is not the file of a text encoder"):

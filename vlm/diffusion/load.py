@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -45,25 +46,35 @@ def load_pipeline(
         ModelError: there is no such pipeline, its files cannot be used, or it does not draw from text.
         ArgumentError: the device cannot be used.
     """
-    source = hub.resolve(name)
-    path = Path(source.rest).expanduser()
-    if source.rest in hub.bundled():
-        path = source.folder()
-    elif not path.is_dir():
-        if path.exists() or not hub.is_hub_id(source.rest):
-            raise ModelError(f"no pipeline {source.name!r}; give a bundled name, a folder or a hub id OWNER/NAME")
-        path = hub.fetch(source.rest, PATTERNS, ("*.fp16.*", "*.non_ema.*"))
+    path = find_folder(name)
     if (path / INDEX).is_file():
         pipeline = load_index(path)
     elif (path / HEAD).is_dir():
-        pipeline = load_head(load_folder(path, source.name, with_pair=True))
+        pipeline = load_head(load_folder(path, str(name), with_pair=True))
     else:
-        raise ModelError(NO_HEAD.format(name=source.name))
+        raise ModelError(NO_HEAD.format(name=str(name)))
     try:
         return pipeline.to(device=torch.device(device), dtype=dtype)
     except (RuntimeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArgumentError(f"device {str(device)!r} cannot be used: {reason}; try cpu, cuda or mps") from None
+
+
+def find_folder(name: str | Path) -> Path:
+    """The folder of a pipeline; one on the hub is fetched into the hub's cache.
+
+    Raises:
+        ModelError: there is none.
+    """
+    source = hub.resolve(name)
+    if source.rest in hub.bundled():
+        return source.folder()
+    path = Path(os.path.expanduser(source.rest))
+    if path.is_dir():
+        return path
+    if path.exists() or not hub.is_hub_id(source.rest):
+        raise ModelError(f"no pipeline {source.name!r}; give a bundled name, a folder or a hub id OWNER/NAME")
+    return hub.fetch(source.rest, PATTERNS, ("*.fp16.*", "*.non_ema.*"))
 
 
 def load_head(bundle: Bundle) -> TextToImagePipeline:

@@ -75,18 +75,29 @@ class TextEncoder(ModelMixin, ConfigMixin):
         """Length of the pooled vector."""
         return self.pair.config.dim
 
+    @property
+    def limit(self) -> int:
+        """Longest prompt, in tokens."""
+        pair = self.pair.config.text.max_positions
+        return min(self.max_tokens, pair if self.states == "pair" else self.backbone.config.max_source_positions)
+
+    def _ids(self, texts: Sequence[str]) -> list[list[int]]:
+        if self.states == "backbone":
+            return [encoder_ids(ids) for ids in self.bundle.tokenizer.encode_batch([f" {text}" for text in texts])]
+        assert self.bundle.pair_tokenizer is not None
+        return [encoding.ids for encoding in self.bundle.pair_tokenizer.encode_batch(list(texts))]
+
+    def fits(self, text: str) -> bool:
+        """Whether a prompt is short enough."""
+        return len(self._ids([text])[0]) <= self.limit
+
     def token_ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of prompts, with the tokens that stand around them.
 
         Raises:
             ArgumentError: a prompt is too long.
         """
-        assert self.bundle.pair_tokenizer is not None
-        rows = [encoding.ids for encoding in self.bundle.pair_tokenizer.encode_batch(list(texts))]
-        limit = min(self.max_tokens, self.pair.config.text.max_positions)
-        if self.states == "backbone":
-            rows = [encoder_ids(ids) for ids in self.bundle.tokenizer.encode_batch([f" {text}" for text in texts])]
-            limit = min(limit, self.backbone.config.max_source_positions)
+        rows, limit = self._ids(texts), self.limit
         for text, row in zip(texts, rows, strict=True):
             if len(row) > limit:
                 raise ArgumentError(
@@ -113,14 +124,17 @@ class TextEncoder(ModelMixin, ConfigMixin):
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:  # pyright: ignore
         """Write the whole base model, so that the folder stands by itself."""
-        folder = Path(save_directory)
+        self.save_base(Path(save_directory))
+        self.save_settings(Path(save_directory))
+
+    def save_base(self, folder: Path) -> None:
+        """Write the files of the base model alone."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.bundle.folder is None:
             save_bundle(folder, self.bundle)
         else:  # stored matrices are int8: copying keeps them as they are
             for name in (*FILES, *PAIR_FILES):
                 shutil.copyfile(self.bundle.folder / name, folder / name)
-        self.save_settings(folder)
 
     def save_settings(self, folder: Path) -> None:
         """Write what is not of the base model."""

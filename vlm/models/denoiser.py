@@ -11,7 +11,7 @@ layer, which doubles the weights, and cannot hide padding.
 """
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -64,6 +64,11 @@ class Denoiser(ModelMixin, ConfigMixin):
         for layer in (self.modulation, self.out):  # adaLN-zero: an untrained network predicts nothing
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
+
+    def resize(self, size: int) -> None:
+        """Change the side of the pictures that are drawn by default; the weights fit any."""
+        self.sizes = replace(self.sizes, size=size)
+        self.register_to_config(sizes=asdict(self.sizes))
 
     def forward(
         self,

@@ -18,7 +18,7 @@ from vlm.models.vision_language import VisionLanguageModel
 from vlm.tasks import TASKS
 from vlm.tasks.caption import PROMPT
 from vlm.tokenizer import Tokenizer, train_tokenizer
-from vlm.train.config import TrainConfig
+from vlm.train.config import TrainConfig, learner_of
 
 
 def build(config: TrainConfig, samples: Sequence[Sample], out: Path) -> tuple[Bundle, TrainConfig]:
@@ -29,7 +29,8 @@ def build(config: TrainConfig, samples: Sequence[Sample], out: Path) -> tuple[Bu
         ArgumentError: the configuration describes no model.
     """
     if config.init not in ("imagenet", "random"):
-        bundle = load_bundle(config.init, tokenizer=config.tokenizer)
+        with_pair = learner_of(config.phases[0].objective) == "a denoiser"  # which reads the pair's texts
+        bundle = load_bundle(config.init, tokenizer=config.tokenizer, with_pair=with_pair)
         if config.image_size is not None:
             bundle = replace(bundle, transform=replace(bundle.transform, size=config.image_size))
             _check_size(bundle.module, bundle.transform)
