@@ -116,6 +116,10 @@ class PipelineDrawer(Drawer):
         pipe, options = self._pipeline(request), self._options(request)
         pipe.set_progress_bar_config(disable=quiet)
         known = inspect.signature(type(pipe).__call__).parameters
+        if request.size is not None and "use_resolution_binning" in known:
+            options["use_resolution_binning"] = False  # or some pipelines draw another size and resize the picture
+        if request.init_image is not None and "height" not in known:
+            options = {name: value for name, value in options.items() if name not in ("height", "width")}
         if unknown := [name for name in options if name not in known]:
             raise ArgumentError(
                 f"{self.name!r} is a {type(pipe).__name__}, which knows no {unknown[0]}; leave that option out"

@@ -132,9 +132,9 @@ def test_a_picture_to_start_from_stays_the_more_the_less_the_strength(pipeline):
     start = picture_tensor(photo(), 16, 16) / 2 + 0.5
     far = [
         (draw(pipeline, image=photo(), strength=strength, num_inference_steps=20) - start).abs().mean().item()
-        for strength in (0.1, 0.5, 1.0)
+        for strength in (0.05, 0.2, 1.0)
     ]
-    assert far[0] < far[1] < far[2]
+    assert far[0] < far[1] < far[2]  # at small strengths a random network changes little
     assert torch.equal(draw(pipeline, image=photo(), strength=1.0), draw(pipeline))  # from noise alone
 
 

@@ -3,6 +3,8 @@
 import inspect
 import json
 import os
+import warnings
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -48,13 +50,13 @@ def load_pipeline(
     """
     path = find_folder(name)
     if (path / INDEX).is_file():
-        pipeline = load_index(path)
+        pipeline = load_index(path, dtype)
     elif (path / HEAD).is_dir():
-        pipeline = load_head(load_folder(path, str(name), with_pair=True))
+        pipeline = load_head(load_folder(path, str(name), with_pair=True), dtype)
     else:
         raise ModelError(NO_HEAD.format(name=str(name)))
     try:
-        return pipeline.to(device=torch.device(device), dtype=dtype)
+        return pipeline.to(torch.device(device))
     except (RuntimeError, AssertionError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ArgumentError(f"device {str(device)!r} cannot be used: {reason}; try cpu, cuda or mps") from None
@@ -77,7 +79,7 @@ def find_folder(name: str | Path) -> Path:
     return hub.fetch(source.rest, PATTERNS, ("*.fp16.*", "*.non_ema.*"))
 
 
-def load_head(bundle: Bundle) -> TextToImagePipeline:
+def load_head(bundle: Bundle, dtype: torch.dtype = torch.float32) -> TextToImagePipeline:
     """The pipeline of a base model that has a head in its folder.
 
     Raises:
@@ -95,7 +97,7 @@ def load_head(bundle: Bundle) -> TextToImagePipeline:
     except Exception as error:  # diffusers raises whatever its parts do
         raise ModelError(f"{str(folder / HEAD)!r} is not a diffusion head: {_reason(error)}") from None
     _check_widths(denoiser, text, folder / HEAD)
-    return TextToImagePipeline(denoiser, scheduler, text, _autoencoder(folder / HEAD / "vae"))
+    return TextToImagePipeline(denoiser, scheduler, text, _autoencoder(folder / HEAD / "vae", dtype))
 
 
 def save_head(folder: Path, pipeline: TextToImagePipeline) -> None:
@@ -107,7 +109,7 @@ def save_head(folder: Path, pipeline: TextToImagePipeline) -> None:
     pipeline.text_encoder.save_settings(folder / HEAD)
 
 
-def load_index(folder: Path) -> Any:
+def load_index(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """A pipeline in the layout of diffusers.
 
     Raises:
@@ -127,14 +129,24 @@ def load_index(folder: Path) -> Any:
             )
     own = kind == TextToImagePipeline.__name__
     try:
-        # safetensors only: a pickle could run code
         loader = TextToImagePipeline if own else DiffusionPipeline
-        pipeline = loader.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+        # safetensors only: a pickle could run code
+        pipeline = _quietly(loader.from_pretrained, folder, use_safetensors=True, torch_dtype=dtype)
     except Exception as error:
         raise ModelError(f"{str(folder)!r} cannot be loaded as {kind}: {_reason(error)}") from None
     if "prompt" not in inspect.signature(type(pipeline).__call__).parameters:
         raise ModelError(f"{str(folder)!r} is a {kind}, which does not draw from text; choose a text-to-image pipeline")
     return pipeline
+
+
+def _quietly(load: Callable[..., Any], folder: Path, **options: Any) -> Any:
+    """Load local files without progress bars, and without a warning that `torch_dtype` has a new name."""
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*torch_dtype.* is deprecated", FutureWarning)
+        return load(folder, local_files_only=True, **options)
 
 
 def _is_of_diffusers(library: Any) -> bool:
@@ -143,7 +155,7 @@ def _is_of_diffusers(library: Any) -> bool:
     )
 
 
-def _autoencoder(folder: Path) -> Any:
+def _autoencoder(folder: Path, dtype: torch.dtype) -> Any:
     """The autoencoder in a folder, whatever its class; None where there is no folder."""
     if not folder.is_dir():
         return None
@@ -152,7 +164,7 @@ def _autoencoder(folder: Path) -> Any:
     try:
         kind = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["_class_name"])
         assert kind.startswith("Autoencoder") and kind.isidentifier(), f"{kind} is not an autoencoder"
-        return getattr(diffusers, kind).from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+        return _quietly(getattr(diffusers, kind).from_pretrained, folder, torch_dtype=dtype)
     except Exception as error:
         raise ModelError(f"{str(folder)!r} is not an autoencoder of diffusers: {_reason(error)}") from None
 

@@ -152,8 +152,9 @@ class TextEncoder(ModelMixin, ConfigMixin):
         if subfolder := options.get("subfolder"):
             folder /= subfolder
         model = cls(load_folder(folder, str(folder), with_pair=True), **read_settings(folder / SETTINGS))
-        dtype = options.get("torch_dtype")
-        return model.to(dtype=dtype) if isinstance(dtype, torch.dtype) else model  # pyright: ignore
+        if isinstance(dtype := options.get("torch_dtype"), torch.dtype):
+            torch.nn.Module.to(model, dtype)  # diffusers' own `to` warns for nothing
+        return model
 
 
 def read_settings(file: Path) -> dict[str, Any]:

@@ -240,9 +240,9 @@ class DiffusionTrainer(Trainer):
         """Write the base model with the head in it; the head's weights as float16."""
         text = self.pipeline.text_encoder
         text.save_base(folder)
-        denoiser = copy.deepcopy(self.denoiser).cpu()
+        denoiser = copy.deepcopy(self.denoiser).cpu().half()
         denoiser.resize(_objective(self.phase).size)
-        head = TextToImagePipeline(denoiser.to(dtype=torch.float16), self.pipeline.scheduler, text)  # pyright: ignore
+        head = TextToImagePipeline(denoiser, self.pipeline.scheduler, text)
         save_head(folder, head)
 
 
