@@ -248,7 +248,6 @@ def test_the_configuration_that_ships_is_complete():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"init": "random"}, "a denoiser reads the texts of a model; init='random' must name one"),
         ({"text_states": "words"}, "text_states='words' is unknown"),
         (
             {"phases": [{"name": "a", "diffusion": {"size": 10}}]},
@@ -259,7 +258,7 @@ def test_the_configuration_that_ships_is_complete():
         ({"phases": [{"name": "a", "diffusion": {"noise_std": 0}}]}, "noise_std=0 must be above 0"),
         ({"phases": [{"name": "a", "mix": {"answer": 1.0}, "diffusion": {}}]}, "learns from captions alone"),
         ({"phases": [{"name": "a", "stage": 2, "diffusion": {}}]}, "trains the denoiser alone"),
-        ({"phases": [{"name": "a", "diffusion": {}}, {"name": "b"}]}, "phases of a denoiser and of the backbone"),
+        ({"phases": [{"name": "a", "diffusion": {}}, {"name": "b"}]}, "phases of the backbone and of a denoiser"),
         ({"phases": [{"name": "a"}]}, "denoiser is for phases with a diffusion objective"),
     ],
 )
@@ -276,5 +275,7 @@ def test_mistakes_are_found_before_any_work(drawing_base, tmp_path, photos):
         trainer(drawing_base, tmp_path, config(drawing_base, denoiser=None), photos)
     with pytest.raises(ArgumentError, match="channels=4; training draws pixels"):
         trainer(drawing_base, tmp_path, config(drawing_base, denoiser={**SIZES, "channels": 4}), photos)
+    with pytest.raises(ArgumentError, match="a denoiser reads the texts of a model; init='random' must name one"):
+        build(config(drawing_base, init="random"), photos, tmp_path)
     with pytest.raises(DataError, match=r"no \.tar shards"):
         train(config(drawing_base), [str(tmp_path)], tmp_path / "out")

@@ -299,16 +299,13 @@ class TrainConfig:
             raise ValueError("phases is empty; give at least one")
         kinds = {learner_of(phase.objective) for phase in self.phases}
         if len(kinds) > 1:
-            raise ValueError(f"phases of {' and of '.join(sorted(kinds))} are two runs; give each a file of its own")
+            names = [name for name in ("the backbone", "a pair", "a denoiser") if name in kinds]
+            raise ValueError(f"phases of {' and of '.join(names)} are two runs; give each a file of its own")
         if kinds == {"a pair"} and self.pair is None:
             raise ValueError("contrastive phases train a pair; give its sizes as pair")
         if self.text_states not in ("pair", "backbone"):
             raise ValueError(f"text_states={self.text_states!r} is unknown; choose pair or backbone")
         if kinds == {"a denoiser"}:
-            if self.init in ("imagenet", "random"):
-                raise ValueError(
-                    f"a denoiser reads the texts of a model; init={self.init!r} must name one, such as tiny"
-                )
             _check_sizes(self.phases, self.denoiser)
         elif self.denoiser is not None:
             raise ValueError("denoiser is for phases with a diffusion objective; leave it out")
