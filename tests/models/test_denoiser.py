@@ -116,6 +116,17 @@ def test_any_size_of_whole_patches_and_the_patches_of_a_layer(denoiser):
     assert denoiser.predict(sample, share, states, pooled)[1] is None
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_says_nearly_the_same(denoiser, dtype):
+    expected = denoiser.predict(*inputs())[0]
+    size = expected.abs().mean()
+    with torch.autocast("cpu", dtype=dtype):
+        assert (denoiser.predict(*inputs())[0] - expected).abs().mean() < 0.05 * size
+    torch.nn.Module.to(denoiser, dtype)
+    found = denoiser.predict(*inputs())[0]
+    assert found.dtype == dtype and (found - expected).abs().mean() < 0.05 * size
+
+
 def test_it_is_saved_and_loaded_as_a_model_of_diffusers(denoiser, tmp_path):
     denoiser.save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}

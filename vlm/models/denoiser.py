@@ -184,8 +184,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, turns: Tensor) -> Tensor:
         q, k, v = (split_heads(part.contiguous(), self.heads) for part in self.qkv(x).chunk(3, dim=-1))
-        q, k = rotate(self.q_norm(q), turns), rotate(self.k_norm(k), turns)
-        return self.out_proj(merge_heads(nn.functional.scaled_dot_product_attention(q, k, v)))
+        q, k = rotate(normed(q, self.q_norm), turns), rotate(normed(k, self.k_norm), turns)
+        return self.out_proj(merge_heads(nn.functional.scaled_dot_product_attention(q.to(v), k.to(v), v)))
 
 
 class CrossAttention(nn.Module):
@@ -201,9 +201,14 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         k, v = (split_heads(part.contiguous(), self.heads) for part in self.kv_proj(text).chunk(2, dim=-1))
-        q = self.q_norm(split_heads(self.q_proj(x), self.heads))
-        y = nn.functional.scaled_dot_product_attention(q, self.k_norm(k), v, mask)
+        q = normed(split_heads(self.q_proj(x), self.heads), self.q_norm)
+        y = nn.functional.scaled_dot_product_attention(q.to(v), normed(k, self.k_norm).to(v), v, mask)
         return self.out_proj(merge_heads(y))
+
+
+def normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
+    """The norm in the type of its weights: under autocast, `x` may be of another."""
+    return norm(x.to(norm.weight))
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
