@@ -1,4 +1,4 @@
-"""Train a model to caption and to answer, or the encoders that belong to one, on WebDataset shards.
+"""Train a model to caption, to answer or to draw, or the encoders that belong to one, on WebDataset shards.
 
 The value of each field of the configuration can be changed by an option: `--phases.0.lr 1e-4`; `vlm train CONFIG -h`
 lists them. To continue a run that was stopped, run the same command again.
@@ -19,9 +19,9 @@ from tasks._command import exit_code, parse
 class Args:
     config: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CONFIG")]
     """JSON file of the run, or the name of one that ships with the package (tiny_caption, tiny_joint, tiny_pair,
-    ofa_caption, ofa_vqa)."""
-    data: str
-    """Folder of .tar shards."""
+    tiny_diffusion, ofa_caption, ofa_vqa)."""
+    data: tuple[str, ...]
+    """Folder of .tar shards, or several folders."""
     out: str
     """Folder for checkpoints, logs and the finished models."""
     annotations: tuple[str, ...] = ()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from vlm.diffusion.pipeline import TextToImagePipeline
     from vlm.models.vision_language import VisionLanguageModel
     from vlm.tokenizer import Tokenizer
 
@@ -259,3 +260,56 @@ def all_tasks(tmp_path_factory, small_model) -> Path:
     folder = tmp_path_factory.mktemp("all_tasks")
     save_bundle(folder, Bundle(module, tokenizer, ImageTransform(64), tasks))
     return folder
+
+
+@pytest.fixture(scope="session")
+def drawing_base(tmp_path_factory, small_model) -> Path:
+    """The folder of a small base model with a pair whose text tower knows a few words; all weights are random."""
+    import tokenizers
+    import torch
+
+    from vlm.files.bundle import Bundle, save_bundle
+    from vlm.image import ImageTransform
+    from vlm.models.config import PairConfig, TextConfig
+    from vlm.models.pair import ContrastivePair
+
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "green", "blue", "shoe", "shirt", "for", "women"]
+    words = tokenizers.Tokenizer(
+        tokenizers.models.WordPiece({name: i for i, name in enumerate(names)}, unk_token="[UNK]")
+    )
+    words.normalizer = tokenizers.normalizers.Lowercase()
+    words.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    words.post_processor = tokenizers.processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    text = TextConfig(vocab_size=len(names), dim=16, layers=1, heads=2, ffn_dim=32, max_positions=32)
+    module, tokenizer = small_model(["a red shoe for women", " a green shirt"], 300, 16, 64, 32)
+    torch.manual_seed(1)
+    pair = ContrastivePair(PairConfig(module.tower.dim, 8, 16, text))
+    folder = tmp_path_factory.mktemp("drawing_base")
+    save_bundle(folder, Bundle(module, tokenizer, ImageTransform(64), pair=pair, pair_tokenizer=words))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def drawing(drawing_base) -> "Callable[..., TextToImagePipeline]":
+    """`build(states="pair", vae=None)`: a pipeline on the small base; its head draws 16 x 16 pixels or latents."""
+    import torch
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    from vlm.diffusion.pipeline import TextToImagePipeline
+    from vlm.diffusion.text import TextEncoder
+    from vlm.files.bundle import load_folder
+    from vlm.models.config import DenoiserConfig
+    from vlm.models.denoiser import Denoiser
+
+    def build(states: Any = "pair", vae: torch.nn.Module | None = None) -> TextToImagePipeline:
+        text = TextEncoder(load_folder(drawing_base, "small", with_pair=True), states)
+        sizes = DenoiserConfig(3 if vae is None else 4, 16, 4, 32, 2, 2, text.dim, text.pooled_dim)
+        torch.manual_seed(2)
+        denoiser = Denoiser(sizes)
+        for parameter in denoiser.parameters():  # those that start at zero would hide what they multiply
+            torch.nn.init.normal_(parameter, std=0.1)
+        pipeline = TextToImagePipeline(denoiser.eval(), FlowMatchEulerDiscreteScheduler(shift=1.5), text, vae)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    return build

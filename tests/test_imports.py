@@ -21,6 +21,7 @@ LEVELS = {
     "vlm.files": 3,
     "vlm.predictor": 4,
     "vlm.tasks": 5,
+    "vlm.diffusion": 5,
     "vlm.model": 6,
     "vlm": 6,  # the package itself, which imports its public names on first use
     "vlm.search": 7,

@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vlm.diffusion.load import load_pipeline as load_pipeline
     from vlm.encoders import Encoders as Encoders
     from vlm.encoders import load_encoders as load_encoders
     from vlm.model import Model as Model
@@ -14,6 +15,7 @@ _PUBLIC = {
     "Model": "vlm.model",
     "load_encoders": "vlm.encoders",
     "Encoders": "vlm.encoders",
+    "load_pipeline": "vlm.diffusion.load",
 }
 __all__ = sorted(_PUBLIC)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -68,6 +68,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "self_critical": {"no_repeat_ngram": 3},
     "contrastive": {"text_lr": 0.0, "neighbours": 2},
     "sigmoid": {"text_lr": 1e-4, "neighbours": 0},
+    "diffusion": {"size": 32, "sources": ("products",), "long_texts": 0.3, "no_text": 0.2, "noise_mean": 0.0,
+                  "noise_std": 0.8, "align": 0.5, "align_layer": 2, "align_until": 1.0},
 }  # fmt: skip
 
 

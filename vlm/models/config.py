@@ -127,3 +127,39 @@ class PairConfig:
     def __post_init__(self):
         if isinstance(self.text, dict):  # JSON knows no dataclasses
             object.__setattr__(self, "text", TextConfig(**self.text))
+
+
+@dataclass(frozen=True)
+class DenoiserConfig:
+    """Sizes of the transformer that draws; pixels or latents of an autoencoder, both as channels on a grid."""
+
+    channels: int = 3
+    """Channels of the picture: 3 for pixels, or those of the autoencoder's latents."""
+    size: int = 64
+    """Side of the pictures that are drawn by default, in pixels or latents; training sets it to its last phase's."""
+    patch_size: int = 4
+    """Side of a patch, in pixels or latents."""
+    dim: int = 256
+    """Width of the hidden states."""
+    heads: int = 4
+    """Attention heads in each layer."""
+    layers: int = 8
+    """Number of transformer layers."""
+    text_dim: int = 384
+    """Width of the text states that are attended to."""
+    pooled_dim: int = 256
+    """Length of the text embedding that modulates the norms."""
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"DenoiserConfig: {name}={value!r} is not a whole number above 0")
+        if self.dim % (4 * self.heads):
+            raise ValueError(
+                f"DenoiserConfig: dim={self.dim} is not a multiple of 4 * heads = {4 * self.heads}, which rotary "
+                "positions of rows and columns need; change one of them"
+            )
+        if self.size % self.patch_size:
+            raise ValueError(
+                f"DenoiserConfig: size={self.size} is not a multiple of patch_size={self.patch_size}; change one"
+            )

@@ -36,11 +36,18 @@ class TextTower(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """`int64[batch, tokens]`, padded on the right with 0, to `[batch, dim]`."""
-        padding = ids == PAD
+        return self.mean(self.states(ids), ids)
+
+    def states(self, ids: Tensor) -> Tensor:
+        """`int64[batch, tokens]`, padded on the right with 0, to token states, `[batch, tokens, dim]`."""
         x = self.norm(self.words(ids) + self.positions.weight[: ids.shape[1]] + self.segment)
-        x = self.layers(x, src_key_padding_mask=padding)
-        real = (~padding)[..., None].to(x.dtype)
-        return (x * real).sum(1) / real.sum(1).clamp(min=1)
+        return self.layers(x, src_key_padding_mask=ids == PAD)
+
+    @staticmethod
+    def mean(states: Tensor, ids: Tensor) -> Tensor:
+        """Mean of the states at real tokens: `[batch, tokens, dim]` to `[batch, dim]`."""
+        real = (ids != PAD)[..., None].to(states.dtype)
+        return (states * real).sum(1) / real.sum(1).clamp(min=1)
 
 
 class ImageHead(nn.Module):

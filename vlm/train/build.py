@@ -24,7 +24,7 @@ from vlm.models.vision_language import VisionLanguageModel
 from vlm.tasks import TASKS
 from vlm.tasks.caption import PROMPT
 from vlm.tokenizer import Tokenizer, train_tokenizer
-from vlm.train.config import TrainConfig
+from vlm.train.config import TrainConfig, learner_of
 
 
 def build(config: TrainConfig, samples: Sequence[Sample], out: Path) -> tuple[Bundle, TrainConfig]:
@@ -34,8 +34,11 @@ def build(config: TrainConfig, samples: Sequence[Sample], out: Path) -> tuple[Bu
         ModelError: the weights to start from cannot be used.
         ArgumentError: the configuration describes no model.
     """
+    with_pair = learner_of(config.phases[0].objective) == "a denoiser"  # which reads the pair's texts
+    if with_pair and config.init in ("imagenet", "random"):
+        raise ArgumentError(f"a denoiser reads the texts of a model; init={config.init!r} must name one, such as tiny")
     if config.init not in ("imagenet", "random"):
-        bundle = load_bundle(config.init, tokenizer=config.tokenizer)
+        bundle = load_bundle(config.init, tokenizer=config.tokenizer, with_pair=with_pair)
         if config.image_size is not None:
             bundle = replace(bundle, transform=replace(bundle.transform, size=config.image_size))
             _check_size(bundle.module, bundle.transform)

@@ -1,7 +1,7 @@
 """A training run as data: JSON files under `vlm/train/configs/` that `vlm train` reads.
 
 A phase names its objective by a group of settings of its own: `"cross_entropy": {...}`, `"self_critical": {...}`,
-`"contrastive": {...}` or `"sigmoid": {...}`.
+`"contrastive": {...}`, `"sigmoid": {...}` or `"diffusion": {...}`.
 """
 
 import math
@@ -13,7 +13,7 @@ from vlm import tasks as known_tasks
 from vlm.data.augment import Augmentation
 from vlm.errors import ArgumentError
 from vlm.image import ImageTransform
-from vlm.models.config import PairConfig, Seq2SeqConfig, TowerConfig
+from vlm.models.config import DenoiserConfig, PairConfig, Seq2SeqConfig, TowerConfig
 from vlm.tasks.caption import Caption
 
 Schedule = Literal["cosine", "linear"]
@@ -88,12 +88,56 @@ class Sigmoid(Contrastive):
     """As contrastive, with SigLIP's loss, which judges each pair of photo and sentence by itself."""
 
 
-Objective = CrossEntropy | SelfCritical | Contrastive | Sigmoid
+@dataclass(frozen=True)
+class Diffusion:
+    """The denoiser learns to tell a picture from its noise, given a text; see `vlm.diffusion.flow`.
+
+    A step reads one text of each photo, whatever `texts_per_photo` is.
+    """
+
+    size: int = 64
+    """Side of the pictures, in pixels; phases may grow it. The base's own transform does not matter here."""
+    sources: tuple[str, ...] = ()
+    """Learn from the photos of these sources only; empty: from all."""
+    long_texts: float = 0.5
+    """Share of the steps' texts that are all captions of a photo joined; the others are single captions."""
+    no_text: float = 0.1
+    """Share of the texts that are dropped, for classifier-free guidance."""
+    noise_mean: float = 0.4
+    """Mean of the logits of the shares of noise to learn from."""
+    noise_std: float = 1.0
+    """Standard deviation of these logits."""
+    align: float = 0.0
+    """Weight of the alignment of an inner layer with the tower's patch features (REPA); 0 turns this off."""
+    align_layer: int = 3
+    """The layer that is aligned, 1 for the first."""
+    align_until: float = 0.67
+    """Share of the phase's steps after which the alignment stops."""
+
+    def __post_init__(self):
+        object.__setattr__(self, "sources", tuple(self.sources))  # JSON knows lists only
+        _check_shares("diffusion", self, "no_text")
+        for name in ("long_texts", "align_until"):
+            value = getattr(self, name)
+            if not _is_number(value) or not 0 <= value <= 1:
+                raise ValueError(f"diffusion: {name}={value!r} is not a share; give 0 to 1")
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"diffusion: size={self.size!r} is not a number of pixels")
+        if not _is_number(self.noise_std) or self.noise_std <= 0:
+            raise ValueError(f"diffusion: noise_std={self.noise_std!r} must be above 0")
+        if not _is_number(self.align) or self.align < 0:
+            raise ValueError(f"diffusion: align={self.align!r} must be 0 or more")
+        if not isinstance(self.align_layer, int) or self.align_layer < 1:
+            raise ValueError(f"diffusion: align_layer={self.align_layer!r} is not a layer; the first is 1")
+
+
+Objective = CrossEntropy | SelfCritical | Contrastive | Sigmoid | Diffusion
 OBJECTIVES: dict[str, type[Objective]] = {
     "cross_entropy": CrossEntropy,
     "self_critical": SelfCritical,
     "contrastive": Contrastive,
     "sigmoid": Sigmoid,
+    "diffusion": Diffusion,
 }
 
 
@@ -105,7 +149,7 @@ class Phase:
     """Name of the phase, and of the folder in `--out` that its finished model is saved in."""
     mix: dict[str, float] = field(default_factory=lambda: {"caption": 1.0})
     """Tasks that the backbone learns, each with its weight: every step learns one of them, drawn by the weights. The
-    pair of encoders learns from captions."""
+    pair of encoders and the denoiser learn from captions."""
     epochs: int = 1
     """How often each photo is shown."""
     batch_size: int = 32
@@ -145,7 +189,7 @@ class Phase:
     """The tower's first `stage` stages stay frozen."""
     views: int = 0
     """Views of each photo whose features after the frozen stages are stored on disk; 0 decodes the photo every time."""
-    objective: CrossEntropy | SelfCritical | Contrastive | Sigmoid = field(default_factory=CrossEntropy)
+    objective: CrossEntropy | SelfCritical | Contrastive | Sigmoid | Diffusion = field(default_factory=CrossEntropy)
     """The objective and its settings."""
 
     def __post_init__(self):
@@ -168,11 +212,15 @@ class Phase:
             raise ValueError(f"batch_size={self.batch_size} is not a multiple of chunks={self.chunks}")
         if self.views and not self.stage:
             raise ValueError(f"views={self.views} keeps features of no stage; set stage")
-        if isinstance(self.objective, Contrastive):
-            if self.batch_size < 2:
-                raise ValueError("a contrastive objective compares photos; batch_size must be at least 2")
-            if set(self.mix) != {Caption.name}:
-                raise ValueError(f"a contrastive objective learns from captions alone; mix={self.mix}")
+        if isinstance(self.objective, Contrastive) and self.batch_size < 2:
+            raise ValueError("a contrastive objective compares photos; batch_size must be at least 2")
+        if isinstance(self.objective, (Contrastive, Diffusion)) and set(self.mix) != {Caption.name}:
+            kind = "contrastive" if isinstance(self.objective, Contrastive) else "diffusion"
+            raise ValueError(f"a {kind} objective learns from captions alone; mix={self.mix}")
+        if isinstance(self.objective, Diffusion) and (self.tower_lr or self.stage or self.views or self.chunks > 1):
+            raise ValueError(
+                "a diffusion objective trains the denoiser alone; leave tower_lr, stage, views, chunks out"
+            )
         if isinstance(self.objective, CrossEntropy):
             asked = any(known_tasks.TASKS[name].answers is not known_tasks.Task.answers for name in self.mix)
             if not asked and (self.objective.weighted_answers or self.objective.closed_answers):
@@ -189,11 +237,16 @@ class TrainConfig:
     """Everything that decides the weights, apart from the data."""
 
     phases: tuple[Phase, ...]
-    """Stretches of training, one after the other: all of the backbone, or all of the contrastive pair."""
+    """Stretches of training, one after the other: all of the backbone, all of the contrastive pair, or all of the
+    denoiser."""
     backbone: Seq2SeqConfig | None = None
     """Sizes of the backbone; `vocab_size` 0 takes the tokenizer's. None if `init` is a model."""
     pair: PairConfig | None = None
     """Sizes of the contrastive pair, if the phases train one."""
+    denoiser: DenoiserConfig | None = None
+    """Sizes of a new denoiser, if the phases train one; None: go on with that of the initial model."""
+    text_states: Literal["pair", "backbone"] = "pair"
+    """Text states that a new denoiser reads: of the pair's text tower, or of the backbone's encoder."""
     tower: TowerConfig = field(default_factory=TowerConfig)
     """The image tower."""
     image: ImageTransform = field(default_factory=lambda: ImageTransform(260))
@@ -260,11 +313,41 @@ class TrainConfig:
             raise ValueError(f"tasks: {bad[0]}={self.tasks[bad[0]]!r} must be an object of settings")
         if not self.phases:
             raise ValueError("phases is empty; give at least one")
-        kinds = {isinstance(phase.objective, Contrastive) for phase in self.phases}
+        kinds = {learner_of(phase.objective) for phase in self.phases}
         if len(kinds) > 1:
-            raise ValueError("phases of the backbone and of a pair are two runs; give each a file of its own")
-        if kinds == {True} and self.pair is None:
+            names = [name for name in ("the backbone", "a pair", "a denoiser") if name in kinds]
+            raise ValueError(f"phases of {' and of '.join(names)} are two runs; give each a file of its own")
+        if kinds == {"a pair"} and self.pair is None:
             raise ValueError("contrastive phases train a pair; give its sizes as pair")
+        if self.text_states not in ("pair", "backbone"):
+            raise ValueError(f"text_states={self.text_states!r} is unknown; choose pair or backbone")
+        if kinds == {"a denoiser"}:
+            _check_sizes(self.phases, self.denoiser)
+        elif self.denoiser is not None:
+            raise ValueError("denoiser is for phases with a diffusion objective; leave it out")
+
+
+def learner_of(objective: Objective) -> str:
+    """What an objective trains: the backbone, a pair or a denoiser."""
+    if isinstance(objective, Diffusion):
+        return "a denoiser"
+    return "a pair" if isinstance(objective, Contrastive) else "the backbone"
+
+
+def _check_sizes(phases: Iterable[Phase], denoiser: DenoiserConfig | None) -> None:
+    for phase in phases:
+        own = phase.objective
+        if denoiser is None or not isinstance(own, Diffusion):
+            continue
+        if own.size % denoiser.patch_size:
+            raise ValueError(
+                f"phase {phase.name!r}: size={own.size} is not a multiple of the denoiser's patch_size="
+                f"{denoiser.patch_size}; change one"
+            )
+        if own.align and own.align_layer > denoiser.layers:
+            raise ValueError(
+                f"phase {phase.name!r}: align_layer={own.align_layer} of {denoiser.layers} layers; lower it"
+            )
 
 
 def _check_shares(group: str, settings: Any, *names: str) -> None:
@@ -289,6 +372,7 @@ def from_json(data: Mapping[str, Any]) -> TrainConfig:
     parts = {
         "backbone": Seq2SeqConfig,
         "pair": PairConfig,
+        "denoiser": DenoiserConfig,
         "tower": TowerConfig,
         "image": ImageTransform,
         "augmentation": Augmentation,

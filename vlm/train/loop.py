@@ -1,6 +1,7 @@
 """The training loop: phases of steps over photos and their sentences, resumable at any moment.
 
-What is trained, by which loss, and how it is validated: `vlm.train.seq2seq` and `vlm.train.pair`.
+What is trained, by which loss, and how it is validated: `vlm.train.seq2seq`, `vlm.train.pair` and
+`vlm.train.diffusion`.
 """
 
 import json
@@ -123,6 +124,10 @@ class Trainer(ABC):
     def usable(self, photo: int, task: str) -> bool:
         """Whether there is something to learn for a task from a training photo."""
         return True
+
+    def pool(self, phase: Phase, photos: Sequence[int]) -> list[int]:
+        """Those of the usable photos that a phase learns from."""
+        return list(photos)
 
     @abstractmethod
     def prepare(self, phase: Phase) -> None:
@@ -284,7 +289,7 @@ class Trainer(ABC):
                 for i in self.photos
                 if (sources is None or self.train_samples[i].source in sources) and self.usable(i, task)
             ]
-        pools = {task: self.pools[task] for task in phase.mix}
+        pools = {task: self.pool(phase, self.pools[task]) for task in phase.mix}
         share = phase.batch_size * self.accelerator.num_processes
         try:
             return make_plan(phase.mix, pools, share, phase.epochs, f"{self.config.seed}/{index}/mix")
@@ -362,6 +367,21 @@ class Trainer(ABC):
         own = {k: v.clone() for k, v in self.module.state_dict().items()}
         average.copy_to(self.module)
         self.module.eval()
+        found, count = self._measure(phase, epoch, step, features, writer)
+        self.module.load_state_dict(own)
+        name = phase.name if epoch >= 0 else START
+        self._note(name, {f"{source} {task}".strip(): figures for (source, task), (figures, _) in found.items()})
+        for (source, task), (figures, shown) in sorted(found.items()):
+            label = " ".join(filter(None, (source, task)))
+            text = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            tqdm.write(f"{phase.name} epoch {epoch + 1}: {label} n={count[source]} {text} | {shown}")
+            for name, value in figures.items():
+                writer.add_scalar(f"val/{label}/{name}", value, step)
+
+    def _measure(
+        self, phase: Phase, epoch: int, step: int, features: KeptFeatures | None, writer
+    ) -> tuple[Figures, Counter[str]]:
+        """Figures of the validation photos by the weights as they are, and by source the number of photos."""
 
         def load(i: int) -> tuple[Sample, Tensor] | None:
             sample = self.val_samples[i]
@@ -387,16 +407,7 @@ class Trainer(ABC):
                     grid = self.tower.head(images, stage)
                 yield samples, grid.float()
 
-        found = self.validate(parts())
-        self.module.load_state_dict(own)
-        name = phase.name if epoch >= 0 else START
-        self._note(name, {f"{source} {task}".strip(): figures for (source, task), (figures, _) in found.items()})
-        for (source, task), (figures, shown) in sorted(found.items()):
-            label = " ".join(filter(None, (source, task)))
-            text = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
-            tqdm.write(f"{phase.name} epoch {epoch + 1}: {label} n={count[source]} {text} | {shown}")
-            for name, value in figures.items():
-                writer.add_scalar(f"val/{label}/{name}", value, step)
+        return self.validate(parts()), count
 
     def _note(self, phase: str, figures: dict[str, dict[str, float]]) -> None:
         """Keep the last figures of each phase, so that what a phase cost other tasks can be seen beside what it won."""

@@ -124,10 +124,11 @@ def make_plan(mix: Mapping[str, float], pools: Mapping[str, list[int]], share: i
 def split_samples(samples: Sequence[Sample], val_every: int, tasks: Iterable[str]) -> tuple[list[Sample], list[Sample]]:
     """Photos to learn from and to validate on, those that have something for one of the tasks.
 
-    Photos marked "val" validate. Of sources that mark none, every `val_every`-th photo does (0: none).
+    Photos marked "val" validate. Of sources that mark none, every `val_every`-th photo does (0: none). Photos marked
+    "test" are left out.
     """
     kinds = [TASKS[task] for task in tasks]
-    useful = [sample for sample in samples if any(kind.in_sample(sample) for kind in kinds)]
+    useful = [sample for sample in samples if sample.split != "test" and any(kind.in_sample(sample) for kind in kinds)]
     marked = {s.source for s in useful if s.split == "val"}
     train: list[Sample] = []
     val: list[Sample] = []

@@ -12,7 +12,7 @@ from vlm.data.scenes import scene_samples
 from vlm.data.shards import Sample, find_shards, read_samples
 from vlm.errors import ArgumentError, DataError
 from vlm.train.build import build
-from vlm.train.config import SelfCritical, TrainConfig, from_json
+from vlm.train.config import Diffusion, SelfCritical, TrainConfig, from_json
 from vlm.train.loop import Trainer
 from vlm.train.memory import keep_freed_memory
 from vlm.train.pair import PairTrainer
@@ -57,7 +57,7 @@ def read_config(name: str) -> TrainConfig:
 
 def train(
     config: TrainConfig,
-    data: str,
+    data: str | Sequence[str],
     out: Path,
     measures: Measures | None = None,
     checkpoint_minutes: float = 5.0,
@@ -67,7 +67,7 @@ def train(
 
     Args:
         config: the run.
-        data: folder of `.tar` shards.
+        data: folder of `.tar` shards, or several.
         out: folder for checkpoints, logs and finished models; the configuration with every field filled in is written
             there as `config.resolved.json`.
         measures: what judges the run.
@@ -78,7 +78,9 @@ def train(
         VLMError: the configuration, the shards or the checkpoint cannot be used.
     """
     keep_freed_memory()
-    samples: Sequence[Sample] = join_annotations(read_samples(find_shards(data)), annotations)
+    folders = [data] if isinstance(data, str) else list(data)
+    shards = [shard for folder in folders for shard in find_shards(folder)]
+    samples: Sequence[Sample] = join_annotations(read_samples(shards), annotations)
     if config.scenes:
         size = config.image.size
         samples = [*samples, *scene_samples("train", config.scenes, size), *scene_samples("val", VAL_SCENES, size)]
@@ -87,7 +89,9 @@ def train(
         samples = known_tasks.TASKS[name].annotate(samples)
     train_samples, val_samples = split_samples(samples, config.val_every, names)
     if not train_samples:
-        raise DataError(f"no photo with anything for {' or '.join(names)} among the {len(samples)} of {data!r}")
+        raise DataError(
+            f"no photo with anything for {' or '.join(names)} among the {len(samples)} of {', '.join(folders)!r}"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -107,6 +111,10 @@ def make_trainer(
 ) -> Trainer:
     """The trainer of a configuration; arguments as in `train`, `samples` are those that a tokenizer learns from."""
     bundle, config = build(config, samples, out)
+    if isinstance(config.phases[0].objective, Diffusion):
+        from vlm.train.diffusion import DiffusionTrainer  # it needs diffusers, an extra
+
+        return DiffusionTrainer(config, bundle, train_samples, val_samples, out, checkpoint_minutes)
     if config.pair is not None:
         metric = measures.metrics.get("retrieval")
         return PairTrainer(config, bundle, train_samples, val_samples, out, metric, checkpoint_minutes)

@@ -1,0 +1,184 @@
+"""The command that draws: a small head, pipelines of diffusers with small random weights, and OFA's codes."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import vlm
+from tasks import generate
+from vlm.diffusion.inputs import generators
+from vlm.diffusion.load import save_head
+from vlm.files.bundle import Bundle, save_bundle
+from vlm.image import ImageTransform
+from vlm.tasks import generate_image
+
+ROOT = Path(__file__).parents[2]
+FEW = ["--steps", "2"]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory, drawing_base, drawing) -> Path:
+    """A base model with a head."""
+    folder = tmp_path_factory.mktemp("head") / "model"
+    shutil.copytree(drawing_base, folder)
+    save_head(folder, drawing())
+    return folder
+
+
+def run(*argv: object) -> int:
+    return generate.main([str(part) for part in argv])
+
+
+def test_help_loads_nothing_heavy():
+    code = """
+import sys
+from tasks.__main__ import main
+try:
+    main(["generate", "--help"])
+finally:
+    print(sorted({"torch", "diffusers", "numpy"} & set(sys.modules)))
+"""
+    shown = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0 and shown.stdout.splitlines()[-1] == "[]", shown.stderr
+    assert "--guidance-scale" in shown.stdout
+
+
+def test_one_picture_is_that_of_the_pipeline(folder, tmp_path, capsys):
+    out = tmp_path / "new/shoe.png"
+    assert run("--model", folder, "--prompt", "a red shoe", "--out", out, "--seed", 7, *FEW) == 0
+    assert capsys.readouterr().out.splitlines() == [str(out)]
+    pipe = vlm.load_pipeline(folder)
+    expected = pipe("a red shoe", num_inference_steps=2, generator=generators(7, 1)).images[0]
+    with Image.open(out) as found:
+        assert found.tobytes() == expected.tobytes()
+        record = json.loads(found.info["vlm"])
+    assert {"prompt": "a red shoe", "seed": 7, "steps": 2, "model": str(folder)}.items() <= record.items()
+    assert re.fullmatch("[0-9a-f]{64}", record["model_sha256"])
+
+
+def test_several_pictures_a_sheet_and_each_again(folder, tmp_path, capsys):
+    out, prompts = tmp_path / "all.png", tmp_path / "prompts.txt"
+    prompts.write_text("a green shirt\n\n")
+    assert (
+        run("--model", folder, "--prompt", "a shoe", "--prompts", prompts, "--num-images", 2, "--out", out, *FEW) == 0
+    )
+    paths = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert [path.name for path in paths] == ["all-1.png", "all-2.png", "all-3.png", "all-4.png", "all.png"]
+    pictures = [np.array(Image.open(path)) for path in paths]
+    assert len({picture.tobytes() for picture in pictures[:4]}) == 4
+    assert pictures[4].shape == (34, 34, 3) and np.array_equal(pictures[4][18:, :16], pictures[2])
+    for path in paths[:4]:
+        again = tmp_path / "again.png"
+        assert run("--again", path, "--out", again) == 0
+        assert again.read_bytes() == path.read_bytes()
+
+
+def test_a_picture_to_start_from_and_a_mask(folder, tmp_path, capsys):
+    start, mask, out = tmp_path / "start.png", tmp_path / "mask.png", tmp_path / "out.png"
+    Image.radial_gradient("L").convert("RGB").resize((16, 16)).save(start)
+    half = Image.new("L", (16, 16))
+    half.paste(255, (8, 0, 16, 16))
+    half.save(mask)
+    same = ["--model", folder, "--prompt", "a shoe", "--init-image", start, "--out", out, *FEW]
+    assert run(*same, "--mask", mask) == 0
+    found, original = np.array(Image.open(out)), np.array(Image.open(start))
+    assert np.array_equal(found[:, :8], original[:, :8]) and not np.array_equal(found[:, 8:], original[:, 8:])
+    assert run("--again", out, "--out", tmp_path / "again.png") == 0
+    assert (tmp_path / "again.png").read_bytes() == out.read_bytes()
+    assert run(*same, "--strength", "0.5") == 0
+    half.convert("RGB").save(start)
+    assert run("--again", out, "--out", tmp_path / "again.png") == 2
+    assert "is not the picture that" in capsys.readouterr().err
+
+
+def test_the_best_are_kept(folder, tmp_path):
+    encoders = vlm.load_encoders(folder)
+    same = ["--model", folder, "--prompt", "a red shoe", *FEW]
+    assert run(*same, "--num-images", 4, "--out", tmp_path / "all.png") == 0
+    pictures = [Image.open(tmp_path / f"all-{i}.png") for i in range(1, 5)]
+    with torch.no_grad():
+        scores = (encoders.encode_image(pictures) @ encoders.encode_text(["a red shoe"]).T)[:, 0]
+    assert run(*same, "--rerank", 4, "--rank-model", folder, "--out", tmp_path / "best.png") == 0
+    best = Image.open(tmp_path / "best.png")
+    assert best.tobytes() == pictures[int(scores.argmax())].tobytes()
+
+
+def test_tiny_has_no_head_yet_and_says_what_to_do(tmp_path, capsys):
+    assert run("--prompt", "a shoe", "--out", tmp_path / "x.png") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "'tiny' has no diffusion head" in line and "vlm train tiny_diffusion" in line and "--model" in line
+
+
+@pytest.mark.parametrize(
+    "argv, reason",
+    [
+        ([], "there is nothing to draw; give --prompt"),
+        (["--prompt", " "], "the prompt ' ' is empty"),
+        (["--prompt", "red " * 40], "takes 42 tokens, of at most 32"),
+        (["--prompts", "gone.txt"], "--prompts 'gone.txt' cannot be read: No such file"),
+        (["--prompt", "a", "--steps", "0"], "--steps 0 is below 1"),
+        (["--prompt", "a", "--guidance-scale", "-1"], r"--guidance-scale -1\.0 is not 0 or more"),
+        (["--prompt", "a", "--size", "30"], "height=30 is not a multiple of 4 pixels"),
+        (["--prompt", "a", "--num-images", "0"], "--num-images 0 is below 1"),
+        (["--prompt", "a", "--num-images", "4", "--rerank", "2"], "--rerank 2 draws fewer"),
+        (["--prompt", "a", "--strength", "0.5"], "--strength is for a picture to start from"),
+        (["--prompt", "a", "--init-image", __file__], "is not an image"),
+        (["--prompt", "a", "--init-image", "gone.jpg"], r"'gone\.jpg' does not exist"),
+        (["--prompt", "a", "--cpu-offload"], "--cpu-offload moves parts to a GPU"),
+        (["--prompt", "a", "--out", "picture.jpg"], r"--out 'picture\.jpg' is not the name of a \.png file"),
+        (["--prompt", "a", "--again", "x.png"], "leave --prompt out"),
+        (["--again", "gone.png"], "does not exist"),
+        (["--again", str(ROOT / "datasets/sample/cat.jpg")], "holds no settings"),
+        (["--prompt", "a", "--device", "cuda:77"], "device 'cuda:77' cannot be used"),
+    ],
+)
+def test_what_cannot_be_drawn(folder, tmp_path, capsys, argv, reason):
+    options = ["--model", str(folder), "--out", str(tmp_path / "x.png"), *argv]
+    assert run(*options) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert re.search(reason, line)
+
+
+def test_a_picture_of_other_weights_is_not_drawn_again(folder, drawing, tmp_path, capsys):
+    assert run("--model", folder, "--prompt", "a shoe", "--out", tmp_path / "x.png", *FEW) == 0
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    save_head(other, drawing("backbone"))
+    assert run("--again", tmp_path / "x.png", "--model", other, "--out", tmp_path / "y.png") == 2
+    assert "has other weights" in capsys.readouterr().err
+
+
+def test_image_codes_behind_the_same_command(tmp_path, small_model, capsys):
+    from diffusers.models.autoencoders.vq_model import VQModel
+
+    from vlm.convert.vqgan import load_vqgan
+
+    module, tokenizer = small_model([generate_image.PROMPT, " a red bus"], 300, 0, 96, 32, codes=40)
+    (tmp_path / "model").mkdir()
+    save_bundle(tmp_path / "model", Bundle(module, tokenizer, ImageTransform(64), {"generate_image": {"top_k": 8}}))
+    torch.manual_seed(0)
+    down, up = "DownEncoderBlock2D", "UpDecoderBlock2D"
+    VQModel(
+        down_block_types=(down, down),
+        up_block_types=(up, up),
+        block_out_channels=(32, 32),
+        latent_channels=8,
+        num_vq_embeddings=40,
+    ).save_pretrained(tmp_path / "vqgan")
+    same = ["--model", tmp_path / "model", "--vqgan", tmp_path / "vqgan", "--prompt", "a red bus"]
+    assert run(*same, "--seed", 3, "--out", tmp_path / "bus.png") == 0
+    codes = vlm.load(tmp_path / "model").image_codes("a red bus", seed=3)
+    (expected,) = load_vqgan(tmp_path / "vqgan").pictures(codes)
+    assert Image.open(tmp_path / "bus.png").tobytes() == expected.tobytes()
+    assert run(*same, "--guidance-scale", 2, "--out", tmp_path / "x.png") == 2
+    assert "--guidance-scale has no meaning" in capsys.readouterr().err
+    assert run("--model", "ofa:gone.pt", "--prompt", "a", "--out", tmp_path / "x.png") == 2
+    assert "give --vqgan" in capsys.readouterr().err
