@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -202,6 +202,16 @@ def find_photo(folder: Path, name: str) -> Path:
     """
     path, other = inside(folder, name), inside(folder / "images", name)
     return other if other.is_file() and not path.is_file() else path
+
+
+def unicode_only(item: Item) -> Item:
+    """An item whose texts any tokenizer can read: half of a surrogate pair becomes a question mark."""
+
+    def clean(text: str) -> str:
+        return text.encode("utf-8", "replace").decode()
+
+    references = tuple(clean(text) if isinstance(text, str) else text for text in item.references)
+    return replace(item, references=references, question=clean(item.question), premise=clean(item.premise))
 
 
 def check_items(items: Sequence[Item], source: str) -> None:

@@ -1,6 +1,5 @@
 """Choose one of your labels for each photo."""
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tasks._command import check_top, command, no_collections
+from tasks._command import check_top, command, json_line, no_collections
 from tasks._photos import PhotoArgs, labelled, print_each, read_list
 
 if TYPE_CHECKING:
@@ -57,7 +56,7 @@ def run(args: Args) -> int:
             probability = math.exp(answer.score)
             if args.json:
                 record = {"path": str(path), "label": answer.text, "probability": probability}
-                yield json.dumps(record, ensure_ascii=False)
+                yield json_line(record)
             else:
                 shown = f"{answer.text} {100 * probability:.1f} %" if args.top > 1 else answer.text
                 yield labelled(path, len(paths) > 1, shown)

@@ -1,6 +1,5 @@
 """Find photos by what they show: index a folder once, then search it with a sentence or a photo."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from tasks._command import no_collections
-from vlm.errors import ArgumentError, VLMError
+from tasks._command import exit_code, json_line, named_as_options, no_collections, parse, printable
+from tasks._photos import read_megapixels
+from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
     from vlm.search.index import Hit
-
-MANY = 8  # photos from which a progress bar is worth its line
 
 
 @dataclass(frozen=True)
@@ -69,24 +67,23 @@ class SearchArgs:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.extras.subcommand_cli_from_dict(
-        {"index": IndexArgs, "search": SearchArgs}, args=argv, prog="vlm retrieve", description=__doc__
-    )
     os.environ.setdefault("LANCEDB_LOG", "error")  # its remarks on tables that are small are not for a user
-    try:
-        return run_index(args) if isinstance(args, IndexArgs) else run_search(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; finished work is kept. Run the same command to continue", file=sys.stderr)
-        return 130
+    stopped = "stopped; finished work is kept. Run the same command to continue"
+    return exit_code(lambda: run(argv), stopped)
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Do what the first argument names."""
+    kinds = {"index": IndexArgs, "search": SearchArgs}
+    args = parse("vlm retrieve", kinds, __doc__, argv)
+    return run_index(args) if isinstance(args, IndexArgs) else run_search(args)
 
 
 def run_index(args: IndexArgs) -> int:
     """Index, print what was done on stdout and each photo that was lost on stderr; 1 where any was."""
     import warnings
 
+    max_pixels = read_megapixels(args.max_megapixels)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged metadata of photos that open all the same
     with no_collections():
         from vlm.encoders import load_encoders
@@ -101,12 +98,12 @@ def run_index(args: IndexArgs) -> int:
         encoders,
         captioner=captioner,
         batch_size=args.batch_size,
-        max_pixels=round(args.max_megapixels * 1e6),
+        max_pixels=max_pixels,
         exact_rows=args.exact_rows,
         show_progress_bar=True,
     )
     for error in report.unreadable:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {named_as_options(str(error))}", file=sys.stderr)
     counts = {name: getattr(report, name) for name in ("new", "changed", "unchanged", "dropped")}
     counts["unreadable"] = len(report.unreadable)
     shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
@@ -129,9 +126,9 @@ def run_search(args: SearchArgs) -> int:
     hits = index.search(encoders, text, images=args.image, minus=args.minus, top=args.top)
     for hit in hits:
         if args.json:
-            line = json.dumps({"path": hit.path, "score": hit.score, "caption": hit.caption}, ensure_ascii=False)
+            line = json_line({"path": hit.path, "score": hit.score, "caption": hit.caption})
         else:
-            line = f"{hit.score:.3f}  {hit.path}" + (f"  {hit.caption}" if hit.caption else "")
+            line = printable(f"{hit.score:.3f}  {hit.path}" + (f"  {hit.caption}" if hit.caption else ""))
         print(line)
     if args.html is not None:
         write_page(Path(os.path.expanduser(args.html)), args, hits)

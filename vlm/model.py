@@ -11,10 +11,10 @@ from vlm import tasks
 from vlm.decoding.answer import Answer
 from vlm.encoders import Encoders, PairEncoders, load_encoders, zero_shot
 from vlm.encoders.pair import pair_encoders
-from vlm.errors import ArgumentError, ImageError
+from vlm.errors import ArgumentError, ImageError, check_list
 from vlm.files.bundle import Bundle, has_pair, load_bundle
 from vlm.files.hub import bundled, bundled_tasks, resolve
-from vlm.image import MAX_PIXELS, ImageSource
+from vlm.image import MAX_PIXELS, ImageSource, check_photos
 from vlm.models.device import move
 from vlm.predictor import Photo, Predictor
 from vlm.tasks.boxes import Box
@@ -105,6 +105,7 @@ class Model:
             ArgumentError: the model does not have this task, an input cannot be used, or options exclude each other.
         """
         known = self.task(task)
+        check_columns(columns)
         known.check(images, columns)
         photos = None if images is None else self.encode(images)
         return known.run(self.predictor, photos, *columns, **options)
@@ -137,6 +138,8 @@ class Model:
             ArgumentError: as in `run`.
         """
         known = self.task(task)
+        check_photos(images)
+        check_columns([inputs, *inputs])
         for row in inputs:
             known.check([None], [[value] for value in row])
 
@@ -191,6 +194,7 @@ class Model:
             objects: names of things seen in the photo, which some models of OFA read after the question.
             options: as in `vlm.tasks.answer`.
         """
+        check_list("objects", objects)
         return self.run("answer", [image], [question], objects=[objects], **options)[0][0].text
 
     def ground(self, image: "ImageSource | Photo", phrase: str, **options: Any) -> Box | None:
@@ -261,6 +265,16 @@ class Model:
         return self.run("generate_image", None, [text], **options)[0]
 
 
+def check_columns(columns: Sequence[Any]) -> None:
+    """Refuse one text where a list of inputs belongs.
+
+    Raises:
+        ArgumentError: see above.
+    """
+    for column in columns:
+        check_list("inputs", column)
+
+
 def load(
     name: str | Path = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | Path | None = None
 ) -> Model:
@@ -282,7 +296,7 @@ def load(
 
 
 def load_classifier(
-    name: str | Path = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | None = None
+    name: str | Path = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | Path | None = None
 ) -> Encoders | Model:
     """Load what gives photos labels best: a pair of encoders where there is one, else a model that answers.
 

@@ -17,7 +17,7 @@ from vlm.decoding.trie import Trie, score_candidates
 from vlm.encoders.pair import PairEncoders
 from vlm.errors import ArgumentError, ImageError
 from vlm.files.bundle import Bundle
-from vlm.image import MAX_PIXELS, ImageSource, load_image
+from vlm.image import MAX_PIXELS, ImageSource, check_photos, load_image
 from vlm.models.config import BOS, EOS, PAD
 from vlm.models.seq2seq import Encoded
 
@@ -61,7 +61,7 @@ class Predictor:
 
     # Photos
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a head may be trained on the features
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Patch features of prepared photos.
 
@@ -71,14 +71,17 @@ class Predictor:
         Returns:
             `float32[batch, height, width, patch_dim]`.
         """
-        return self.module.tower(pixels.to(self.device, memory_format=torch.channels_last))
+        like = self.module.backbone.embed.weight
+        return self.module.tower(pixels.to(like.device, like.dtype, memory_format=torch.channels_last))
 
     def encode(self, images: Sequence["ImageSource | Photo"], *, max_pixels: int = MAX_PIXELS) -> list[Photo]:
         """Encode photos together, the same object once; those that are a `Photo` already stay as they are.
 
         Raises:
             ImageError: a photo cannot be used.
+            ArgumentError: `images` is one photo.
         """
+        check_photos(images)
         distinct = {id(image): image for image in images}
         photos = self._encode_prepared([self._prepare(image, max_pixels) for image in distinct.values()])
         encoded = dict(zip(distinct, photos, strict=True))
@@ -105,6 +108,7 @@ class Predictor:
         Yields:
             For each photo, in order, its result, or what is wrong with the photo.
         """
+        check_photos(images)
         yield from stream_batches(
             images,
             lambda image: self._prepare(image, max_pixels),

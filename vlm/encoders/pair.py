@@ -41,9 +41,9 @@ class PairEncoders(Encoders):
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         return self.tower(self.pixels(images)).flatten(1, 2)
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
+    def token_ids(self, texts: list[str]) -> Tensor:
         longest = self.pair.config.text.max_positions
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         rows = [[*row[: longest - 1], row[-1]] if len(row) > longest else row for row in rows]  # the end token stays
         width = max(map(len, rows), default=0)
         return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)

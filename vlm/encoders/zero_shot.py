@@ -9,13 +9,14 @@ from torch import Tensor, nn
 from vlm.data.stream import stream_batches
 from vlm.decoding.answer import Answer
 from vlm.encoders.base import Encoders
-from vlm.errors import ArgumentError, ImageError
-from vlm.image import MAX_PIXELS, ImageSource, load_image
+from vlm.errors import ArgumentError, ImageError, check_list
+from vlm.image import MAX_PIXELS, ImageSource, check_photos, load_image
 
 TEMPLATES = ("a photo of a {}.",)  # sentences that labels are put into
 SENTENCES = 256  # that are encoded at once
 
 
+@torch.no_grad()
 def label_features(
     encode_text: Callable[[list[str]], Any], labels: Sequence[str], templates: Sequence[str] = TEMPLATES
 ) -> Tensor:
@@ -32,6 +33,10 @@ def label_features(
     Raises:
         ArgumentError: a template has no place for a label, or there is none.
     """
+    check_list("templates", templates)
+    check_list("labels", labels)
+    if not labels:
+        raise ArgumentError("there are no labels; name some")
     if not templates:
         raise ArgumentError(f"there are no templates; give sentences such as {TEMPLATES[0]!r}")
     if wrong := [template for template in templates if "{}" not in template]:
@@ -68,6 +73,7 @@ def classify_each(
     Raises:
         ArgumentError: `templates` is empty, a template has no place for a label, or the encoders read no text.
     """
+    check_photos(images)
     names = list(labels)
     with torch.inference_mode():
         directions = label_features(encoders.encode_text, names, templates)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vlm.encoders import Encoders
-from vlm.errors import ArgumentError, DataError, ModelError, VLMError
-from vlm.image import ImageSource
+from vlm.errors import ArgumentError, DataError, ModelError, VLMError, check_list
+from vlm.image import ImageSource, check_photos
 
 EXACT_ROWS = 50_000  # rows up to which every vector is compared
 RECALL_QUERIES = 100  # stored photos that ask for their neighbours when the recall is measured
@@ -229,7 +229,7 @@ def open_or_create(where: str | os.PathLike[str], encoders: Encoders) -> Index:
         return Index(where, lancedb.connect(where).create_table(_TABLE, schema=schema), maker)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def query_vector(
     encoders: Encoders, text: str | None = None, *, images: Sequence[ImageSource] = (), minus: Sequence[str] = ()
 ) -> Tensor:
@@ -239,16 +239,14 @@ def query_vector(
         ArgumentError: there is nothing to search for, or it cancels out.
         ImageError: a photo cannot be used.
     """
+    check_list("minus", minus)
+    check_photos(images)
     texts = [*([] if text is None else [text]), *minus]
     if text is None and not images:
         raise ArgumentError("there is nothing to search for; give a sentence or a photo")
     for words in texts:
         if not words.strip():
             raise ArgumentError(f"the query {words!r} is empty; say what to search for")
-        try:
-            words.encode()
-        except UnicodeEncodeError:  # a command line in another encoding
-            raise ArgumentError(f"the query {words!r} is not Unicode text; type it in UTF-8") from None
     parts = []
     if texts:
         vectors = encoders.encode_text(texts).float()

@@ -1,7 +1,9 @@
 """A whole training run: configuration, shards, model and trainer put together."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from vlm.data.annotations import join_annotations
 from vlm.data.scenes import scene_samples
 from vlm.data.shards import Sample, find_shards, read_samples
 from vlm.errors import ArgumentError, DataError
+from vlm.files.lock import locked
 from vlm.train.build import build
 from vlm.train.config import SelfCritical, TrainConfig, from_json
 from vlm.train.loop import Trainer
@@ -88,12 +91,9 @@ def train(
     train_samples, val_samples = split_samples(samples, config.val_every, names)
     if not train_samples:
         raise DataError(f"no photo with anything for {' or '.join(names)} among the {len(samples)} of {data!r}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--out {str(out)!r} cannot be a folder: {error.strerror}; name another") from None
-    trainer = make_trainer(config, samples, train_samples, val_samples, out, measures or Measures(), checkpoint_minutes)
-    trainer.run()
+    main = os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
+    with locked(out) if main else nullcontext():
+        make_trainer(config, samples, train_samples, val_samples, out, measures or Measures(), checkpoint_minutes).run()
 
 
 def make_trainer(
