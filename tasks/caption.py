@@ -31,12 +31,12 @@ class Args(PhotoArgs):
     """Draw captions at random instead of searching for the best."""
     temperature: float | None = None
     """With --sample: values below 1 favour likely tokens, values above 1 give more varied captions. By default the
-    model's own setting (TEMPERATURE)."""
+    model's own setting (0.7)."""
     top_k: int | None = None
     """With --sample: draw from the k most likely tokens; 0 means all."""
     top_p: float | None = None
     """With --sample: draw from the most likely tokens that together have this probability; 0 means all. By default the
-    model's own setting (TOPP)."""
+    model's own setting (0.8)."""
     seed: int | None = None
     """With --sample: seed of the random numbers, 0 by default. Each photo has its own stream of random numbers, which
     depends on the seed and on the photo's place among the photos."""

@@ -11,6 +11,7 @@ import tyro
 
 from tasks._command import check_top, command, json_line, no_collections
 from tasks._photos import PhotoArgs, labelled, print_each, read_list
+from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
     from vlm.decoding.answer import Answer
@@ -39,9 +40,11 @@ def run(args: Args) -> int:
     check_top(args.top)
     labels, paths = read_list("--labels", args.labels), args.paths()
     with no_collections():
-        from vlm.model import classify_each, load_classifier
+        from vlm.model import Model, classify_each, load_classifier
 
         model = load_classifier(args.model, device=args.device, tokenizer=args.tokenizer)
+    if args.template and isinstance(model, Model):
+        raise ArgumentError(f"{args.model!r} scores labels as answers and puts them into no sentences; omit --template")
     found = classify_each(
         model,
         paths,
@@ -49,6 +52,7 @@ def run(args: Args) -> int:
         templates=args.template or None,
         batch_size=args.batch_size,
         max_pixels=args.max_pixels,
+        show_progress_bar=True,
     )
 
     def lines(path: Path, answers: list["Answer"]) -> Iterator[str]:

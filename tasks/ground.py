@@ -47,7 +47,7 @@ def run(args: Args) -> int:
     if regions:
         model.task("describe_region")
 
-    def ask(photos: list["Photo"]) -> Iterator[tuple[list["Box | None"], list[str | ImageError]]]:
+    def ask(photos: list["Photo"], places: list[int]) -> Iterator[tuple[list["Box | None"], list[str | ImageError]]]:
         each = [photo for photo in photos for _ in args.phrase]
         boxes = iter(model.run("ground", each, args.phrase * len(photos)) if each else ())
         for photo in photos:

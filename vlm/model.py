@@ -143,10 +143,13 @@ class Model:
         for row in inputs:
             known.check([None], [[value] for value in row])
 
-        def ask(photos: list[Photo]) -> Iterator[list[Any]]:
+        def ask(photos: list[Photo], places: list[int]) -> Iterator[list[Any]]:
             each = [photo for photo in photos for _ in inputs]
             columns = zip(*(row for _ in photos for row in inputs), strict=True)
-            found = iter(known.run(self.predictor, each, *map(list, columns), **options))
+            own: dict[str, Any] = {}
+            if options.get("seed") is not None:  # what is drawn depends on neither batches nor other photos
+                own["places"] = [place * len(inputs) + number for place in places for number in range(len(inputs))]
+            found = iter(known.run(self.predictor, each, *map(list, columns), **own, **options))
             return ([next(found) for _ in inputs] for _ in photos)
 
         return self.predictor.stream(images, ask, batch_size=batch_size, max_pixels=max_pixels)
@@ -324,6 +327,7 @@ def classify_each(
     templates: Sequence[str] | None = None,
     batch_size: int = 16,
     max_pixels: int = MAX_PIXELS,
+    show_progress_bar: bool = False,
 ) -> Iterator[list[Answer] | ImageError]:
     """Give many photos one of the labels each; a photo that cannot be used is lost alone.
 
@@ -335,6 +339,7 @@ def classify_each(
             `vlm.encoders.zero_shot`.
         batch_size: photos that go through the networks together.
         max_pixels: larger photos are refused.
+        show_progress_bar: on stderr, while a pair of encoders encodes many labels.
 
     Returns:
         For each photo, in order, all labels with their log-probabilities, the likeliest first, or what is wrong
@@ -348,7 +353,13 @@ def classify_each(
     if not isinstance(model, Model):
         sentences = zero_shot.TEMPLATES if templates is None else templates
         return zero_shot.classify_each(
-            model, images, names, templates=sentences, batch_size=batch_size, max_pixels=max_pixels
+            model,
+            images,
+            names,
+            templates=sentences,
+            batch_size=batch_size,
+            max_pixels=max_pixels,
+            show_progress_bar=show_progress_bar,
         )
     if templates is not None:
         raise ArgumentError(

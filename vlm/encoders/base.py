@@ -61,6 +61,10 @@ class Encoders(nn.Module):
         """What `tokenize` makes of texts that were checked."""
         raise ArgumentError(f"{self.name!r} reads photos only; load a pair such as 'tiny' to encode text")
 
+    def knows(self, text: str) -> bool:
+        """Whether the tokenizer knows any part of a text, or a sign of its script."""
+        return True
+
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         """The features that the backbone reads, `[batch, patches, channels]`."""
         raise AssertionError("each kind has its own")
@@ -84,6 +88,8 @@ class Encoders(nn.Module):
         """
         if not isinstance(images, Tensor):
             check_photos(images)
+            if not len(images):
+                raise ArgumentError("there are no photos; give one or more")
             images = torch.stack([self.image_transform(load_image(image)) for image in images])
         elif images.ndim != 4:
             raise ArgumentError(f"prepared photos of shape {tuple(images.shape)}; give [batch, 3, height, width]")

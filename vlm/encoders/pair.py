@@ -33,13 +33,18 @@ class PairEncoders(Encoders):
         return self.pair.logit_scale
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
-        return self.pair.image(self.tower(pixels).flatten(1, 2))
+        patches = self.tower(pixels).flatten(1, 2)
+        return self.pair.image(patches.to(self.pair.logit_scale.dtype))  # the tower is the backbone's too
 
     def text_vectors(self, ids: Tensor) -> Tensor:
         return self.pair.text_proj(self.pair.text(ids))
 
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         return self.tower(self.pixels(images)).flatten(1, 2)
+
+    def knows(self, text: str) -> bool:
+        unknown = self.tokenizer.token_to_id("[UNK]")
+        return any(i != unknown for i in self.tokenizer.encode(text, add_special_tokens=False).ids)
 
     def token_ids(self, texts: list[str]) -> Tensor:
         longest = self.pair.config.text.max_positions

@@ -7,6 +7,7 @@ commits of LanceDB, which happen whole or not at all: a run that is killed leave
 
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -249,6 +250,13 @@ def query_vector(
             raise ArgumentError(f"the query {words!r} is empty; say what to search for")
     parts = []
     if texts:
+        encoders.tokenize(texts)  # refuses what is not text
+        if unknown := [words for words in texts if not encoders.knows(words)]:
+            warnings.warn(
+                f"{encoders.name!r} knows no part of the query {unknown[0][:40]!r}, so that all such queries find the "
+                "same; write it in another script or language",
+                stacklevel=2,
+            )
         vectors = encoders.encode_text(texts).float()
         parts += [vectors[:1].sum(0) - vectors[1:].sum(0) if text is not None else -vectors.sum(0)]
     if images:
