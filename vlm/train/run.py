@@ -19,7 +19,7 @@ from vlm.train.config import SelfCritical, TrainConfig, from_json
 from vlm.train.loop import Trainer
 from vlm.train.memory import keep_freed_memory
 from vlm.train.pair import PairTrainer
-from vlm.train.plan import split_samples
+from vlm.train.plan import split_samples, used_samples
 from vlm.train.seq2seq import Reward, Seq2SeqTrainer
 
 VAL_SCENES = 100  # scenes that validate where scenes are learned
@@ -41,7 +41,7 @@ class Measures:
     rewards: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_config(name: str) -> TrainConfig:
+def read_config(name: str | Path) -> TrainConfig:
     """A configuration by file or by the name of one that ships.
 
     Raises:
@@ -50,7 +50,7 @@ def read_config(name: str) -> TrainConfig:
     file = Path(name) if Path(name).is_file() else CONFIGS / f"{name}.json"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
-        raise ArgumentError(f"no configuration {name!r}; give a JSON file or one of: {known}")
+        raise ArgumentError(f"no configuration {str(name)!r}; give a JSON file or one of: {known}")
     try:
         return from_json(json.loads(file.read_text(encoding="utf-8")))
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
@@ -60,8 +60,8 @@ def read_config(name: str) -> TrainConfig:
 
 def train(
     config: TrainConfig,
-    data: str,
-    out: Path,
+    data: str | Path,
+    out: str | Path,
     measures: Measures | None = None,
     checkpoint_minutes: float = 5.0,
     annotations: Sequence[str | Path] = (),
@@ -81,7 +81,8 @@ def train(
         VLMError: the configuration, the shards or the checkpoint cannot be used.
     """
     keep_freed_memory()
-    samples: Sequence[Sample] = join_annotations(read_samples(find_shards(data)), annotations)
+    out = Path(out)
+    samples: Sequence[Sample] = used_samples(join_annotations(read_samples(find_shards(data)), annotations))
     if config.scenes:
         size = config.image.size
         samples = [*samples, *scene_samples("train", config.scenes, size), *scene_samples("val", VAL_SCENES, size)]
@@ -90,7 +91,10 @@ def train(
         samples = known_tasks.TASKS[name].annotate(samples)
     train_samples, val_samples = split_samples(samples, config.val_every, names)
     if not train_samples:
-        raise DataError(f"no photo with anything for {' or '.join(names)} among the {len(samples)} of {data!r}")
+        raise DataError(
+            f"no photo to train on with anything for {' or '.join(names)} among the {len(samples)} of {str(data)!r}; "
+            "see docs/training.md for the fields, such as captions"
+        )
     main = os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
     with locked(out) if main else nullcontext():
         make_trainer(config, samples, train_samples, val_samples, out, measures or Measures(), checkpoint_minutes).run()
