@@ -66,6 +66,26 @@ class SearchArgs:
     """Also write the results to this file as an HTML page with thumbnails."""
 
 
+@dataclass(frozen=True)
+class PruneArgs:
+    """Drop photos from an index: those whose files are gone, and those under the folders given."""
+
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
+    """Folder of the index."""
+    folder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Also drop all photos under this folder, whether their files are there or not."""
+
+
+@dataclass(frozen=True)
+class InfoArgs:
+    """Say what an index holds: its model, its folders, and how many photos are gone."""
+
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
+    """Folder of the index."""
+    json: bool = False
+    """Print one JSON object: model, weights_sha256, photos, captions, gone, folders."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("LANCEDB_LOG", "error")  # its remarks on tables that are small are not for a user
     stopped = "stopped; finished work is kept. Run the same command to continue"
@@ -74,9 +94,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(argv: Sequence[str] | None) -> int:
     """Do what the first argument names."""
-    kinds = {"index": IndexArgs, "search": SearchArgs}
+    kinds = {"index": IndexArgs, "search": SearchArgs, "info": InfoArgs, "prune": PruneArgs}
     args = parse("vlm retrieve", kinds, __doc__, argv)
-    return run_index(args) if isinstance(args, IndexArgs) else run_search(args)
+    if isinstance(args, IndexArgs):
+        return run_index(args)
+    if isinstance(args, SearchArgs):
+        return run_search(args)
+    return run_info(args) if isinstance(args, InfoArgs) else run_prune(args)
 
 
 def run_index(args: IndexArgs) -> int:
@@ -132,6 +156,41 @@ def run_search(args: SearchArgs) -> int:
         print(line)
     if args.html is not None:
         write_page(Path(os.path.expanduser(args.html)), args, hits)
+    return 0
+
+
+def run_prune(args: PruneArgs) -> int:
+    """Drop photos, and print how many."""
+    from vlm.search.build import prune
+    from vlm.search.index import open_index
+
+    dropped = prune(args.index, [os.path.expanduser(folder) for folder in args.folder])
+    print(f"{args.index}: {len(open_index(args.index)):,} photos ({dropped:,} dropped)")
+    return 0
+
+
+def run_info(args: InfoArgs) -> int:
+    """Print what an index holds."""
+    from collections import Counter
+
+    from vlm.search.index import open_index
+
+    index = open_index(args.index)
+    known = index.known()
+    folders = Counter(os.path.dirname(path) for path in known)
+    gone = sum(not os.path.exists(path) for path in known)
+    captions = sum(has_caption for _, _, has_caption in known.values())
+    maker = index.maker
+    if args.json:
+        record = {"model": maker.model, "weights_sha256": maker.weights_sha256, "photos": len(known)}
+        print(json_line({**record, "captions": captions, "gone": gone, "folders": dict(sorted(folders.items()))}))
+        return 0
+    print(f"model: {maker.model} (weights {maker.weights_sha256[:12]})")
+    print(f"photos: {len(known):,}, {captions:,} with a caption")
+    if gone:
+        print(f"files that are gone: {gone:,}; drop them: vlm retrieve prune {args.index}")
+    for folder, count in sorted(folders.items()):
+        print(printable(f"  {count:,}  {folder}"))
     return 0
 
 
