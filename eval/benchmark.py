@@ -176,6 +176,8 @@ def texts(value: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: it is something else, or there are none.
     """
+    if not isinstance(value, str | list | tuple):
+        raise ValueError(f"{str(value)[:60]} where a list of texts belongs")
     found = (value,) if isinstance(value, str) else tuple(value)
     if not found or not all(isinstance(text, str) for text in found):
         raise ValueError(f"{str(value)[:60]} where a list of texts belongs")
@@ -214,8 +216,8 @@ def unicode_only(item: Item) -> Item:
     return replace(item, references=references, question=clean(item.question), premise=clean(item.premise))
 
 
-def check_items(items: Sequence[Item], source: str) -> None:
-    """Refuse an empty set and ids that stand twice.
+def check_items(items: Sequence[Item], source: str, captioned: bool = False) -> None:
+    """Refuse an empty set, ids that stand twice, and items that lack the references that others have.
 
     Raises:
         DataError: see above.
@@ -227,3 +229,11 @@ def check_items(items: Sequence[Item], source: str) -> None:
         if item.id in seen:
             raise DataError(f"{source} holds the id {item.id!r} twice; its figures would count it twice")
         seen.add(item.id)
+    scored = [item for item in items if item.scored]
+    lacking = [item for item in scored if not item.references]
+    if lacking and (captioned or len(lacking) < len(scored)):
+        what = "captions" if captioned else "answers"
+        raise DataError(
+            f"{source}: {len(lacking)} of {len(scored)} items have no {what}, {lacking[0].id!r} "
+            f"({lacking[0].image.name}) for one; add {what} or remove these items"
+        )

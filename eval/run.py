@@ -89,7 +89,8 @@ def _evaluate(
     """As `evaluate`, in a folder that no other run writes into."""
     benchmark = options.benchmark
     every = list(map(unicode_only, benchmark.read(options.data, options.split)))
-    check_items(every, f"{benchmark.name}, split {options.split}, at {str(options.data)!r}")
+    captioned = benchmark.task.startswith("caption") or benchmark.task == "embed"
+    check_items(every, f"{benchmark.name}, split {options.split}, at {str(options.data)!r}", captioned)
     items = every[: options.limit]
     absent = {str(path): "does not exist" for path in {item.image for item in items} if not path.is_file()}
     _report_missing(absent, items, options, processes)
