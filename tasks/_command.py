@@ -37,7 +37,7 @@ SAME_NAME = (
 # exit codes of a shell: 128 and the number of the signal that ends a command
 INTERRUPTED, CLOSED_PIPE = 130, 141
 # packages whose remarks and retries are not for users of a command
-NOISY = ("huggingface_hub", "urllib3", "httpx", "timm", "open_clip", "transformers", "filelock")
+NOISY = ("root", "huggingface_hub", "urllib3", "httpx", "timm", "open_clip", "transformers", "filelock")
 
 
 def command(
@@ -204,6 +204,7 @@ def _quiet_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace", line_buffering=True)
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")  # read when the package is imported
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
 
@@ -219,7 +220,7 @@ def named_as_options(text: str) -> str:
         return f"--{name.replace('_', '-')}" + (f" {value}" if value and value != "True" else "")
 
     names = "|".join([*SEARCH_OPTIONS.values(), *SAME_NAME, "max_pixels"])
-    text = re.sub(rf"(?<![\w'\"/.-])({names})=([^\s,;:)]+)", option, text)
+    text = re.sub(rf"(?<![\w'\"/.-])({names})=([^\s,;:)]*)", option, text)
     return re.sub(r"(?<=raise )(max_pixels)()\b", option, text)
 
 

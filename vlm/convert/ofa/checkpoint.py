@@ -135,8 +135,8 @@ def load_ofa(
         if not hub.is_hub_id(str(name)):
             raise ModelError(f"no OFA checkpoint at {str(name)!r}; give a fairseq .pt file, a folder, or OWNER/NAME")
         path = hub.fetch(str(name), [*HUB_FILES, *VOCABULARY_FILES])
+    checkpoint = read_checkpoint(path, ema)  # first: a file of another kind has no vocabulary either
     vocabulary = load_tokenizer(tokenizer if tokenizer is not None else path if path.is_dir() else path.parent)
-    checkpoint = read_checkpoint(path, ema)
     model = load_checkpoint(checkpoint, vocabulary)
     image = checkpoint.settings.image
     image = image if image_size is None else replace(image, size=image_size)
