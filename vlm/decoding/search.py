@@ -334,8 +334,9 @@ class _Search:
     def _uniform(self) -> Tensor:
         """Random numbers in [0, 1), `float32[rows, 1]`; those of a sample come from its own stream."""
         if self.streams is None:
-            return torch.rand(len(self.samples) * self.config.beams, 1)
-        drawn = [torch.rand(self.config.beams, generator=self.streams[sample]) for sample in self.samples]
+            return torch.rand(len(self.samples) * self.config.beams, 1, dtype=torch.float32)
+        beams, streams = self.config.beams, self.streams  # float32: whatever the default type, the same numbers
+        drawn = [torch.rand(beams, generator=streams[sample], dtype=torch.float32) for sample in self.samples]
         return torch.cat(drawn)[:, None]
 
     def advance(self, step: int, sums: Tensor, beams: Tensor, columns: Tensor) -> None:
