@@ -14,7 +14,7 @@ import vlm
 from eval.benchmarks import BENCHMARKS, find
 from eval.benchmarks.captions import with_java_metrics
 from eval.models import ABILITIES
-from vlm.errors import ArgumentError, VLMError
+from vlm.errors import ArgumentError
 
 DRAWN = Path("runs/drawn")  # pictures of the benchmarks that draw their own
 
@@ -53,7 +53,7 @@ class RunArgs:
     title: str | None = None
     """Name of the test set in reports and tables, such as "820 COCO val2017 photos". By default benchmark, folder and
     split."""
-    java_metrics: tuple[Literal["METEOR", "SPICE"], ...] = ()
+    java_metrics: Annotated[tuple[Literal["METEOR", "SPICE"], ...], tyro.conf.UseAppendAction] = ()
     """Caption benchmarks only: also compute METEOR, SPICE or both, which need Java. The captions of a finished run are
     reused."""
 
@@ -70,7 +70,7 @@ class CompareArgs:
 class TableArgs:
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]")]
     """Folders of finished runs, or folders that contain them."""
-    into: tuple[Path, ...] = ()
+    into: Annotated[tuple[Path, ...], tyro.conf.UseAppendAction] = ()
     """Markdown files to update, between the lines `<!-- results:begin -->` and `<!-- results:end -->`. By default
     README.md, and the MODEL_CARD.md of each model with the runs of that model."""
 
@@ -80,14 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not args or args[0] in ("-h", "--help"):
         print(USAGE)
         return 0
-    try:
-        return {"list": show_list, "compare": compare, "table": table}.get(args[0], run)(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; run the same command to continue", file=sys.stderr)
-        return 130
+    from tasks._command import exit_code
+
+    todo = {"list": show_list, "compare": compare, "table": table}.get(args[0], run)
+    return exit_code(lambda: todo(args), "stopped; run the same command to continue")
 
 
 def show_list(argv: Sequence[str]) -> int:
@@ -111,7 +107,9 @@ def does(task: str) -> str:
 
 def run(argv: Sequence[str]) -> int:
     """Run a benchmark and print its figures."""
-    args = tyro.cli(RunArgs, args=argv, prog="python -m eval BENCHMARK", description=__doc__)
+    from tasks._command import parse
+
+    args = parse("python -m eval BENCHMARK", RunArgs, __doc__, argv)
     benchmark = find(args.benchmark)
     split = args.split or benchmark.splits[0]
     if args.java_metrics:
@@ -146,7 +144,9 @@ def run(argv: Sequence[str]) -> int:
 
 def compare(argv: Sequence[str]) -> int:
     """Compare finished runs: scores side by side, paired tests, and the items that changed most."""
-    args = tyro.cli(CompareArgs, args=argv[1:], prog="python -m eval compare", description=compare.__doc__)
+    from tasks._command import parse
+
+    args = parse("python -m eval compare", CompareArgs, compare.__doc__, argv[1:])
     from eval.compare import compare_runs
 
     print(compare_runs(args.runs, args.html))
@@ -156,7 +156,9 @@ def compare(argv: Sequence[str]) -> int:
 
 def table(argv: Sequence[str]) -> int:
     """Write the results table into Markdown files."""
-    args = tyro.cli(TableArgs, args=argv[1:], prog="python -m eval table", description=table.__doc__)
+    from tasks._command import parse
+
+    args = parse("python -m eval table", TableArgs, table.__doc__, argv[1:])
     from eval.table import update_files
 
     for path in update_files(args.runs, args.into):

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,6 +176,8 @@ def texts(value: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         ValueError: it is something else, or there are none.
     """
+    if not isinstance(value, str | list | tuple):
+        raise ValueError(f"{str(value)[:60]} where a list of texts belongs")
     found = (value,) if isinstance(value, str) else tuple(value)
     if not found or not all(isinstance(text, str) for text in found):
         raise ValueError(f"{str(value)[:60]} where a list of texts belongs")
@@ -204,8 +206,18 @@ def find_photo(folder: Path, name: str) -> Path:
     return other if other.is_file() and not path.is_file() else path
 
 
-def check_items(items: Sequence[Item], source: str) -> None:
-    """Refuse an empty set and ids that stand twice.
+def unicode_only(item: Item) -> Item:
+    """An item whose texts any tokenizer can read: half of a surrogate pair becomes a question mark."""
+
+    def clean(text: str) -> str:
+        return text.encode("utf-8", "replace").decode()
+
+    references = tuple(clean(text) if isinstance(text, str) else text for text in item.references)
+    return replace(item, references=references, question=clean(item.question), premise=clean(item.premise))
+
+
+def check_items(items: Sequence[Item], source: str, captioned: bool = False) -> None:
+    """Refuse an empty set, ids that stand twice, and items that lack the references that others have.
 
     Raises:
         DataError: see above.
@@ -217,3 +229,11 @@ def check_items(items: Sequence[Item], source: str) -> None:
         if item.id in seen:
             raise DataError(f"{source} holds the id {item.id!r} twice; its figures would count it twice")
         seen.add(item.id)
+    scored = [item for item in items if item.scored]
+    lacking = [item for item in scored if not item.references]
+    if lacking and (captioned or len(lacking) < len(scored)):
+        what = "captions" if captioned else "answers"
+        raise DataError(
+            f"{source}: {len(lacking)} of {len(scored)} items have no {what}, {lacking[0].id!r} "
+            f"({lacking[0].image.name}) for one; add {what} or remove these items"
+        )

@@ -32,7 +32,7 @@ class Journal:
         """What all processes have written: predictions, and what was wrong with other photos, by id.
 
         Raises:
-            DataError: see above, or an id that stands twice.
+            DataError: see above, or two different predictions of one id.
         """
         predictions: dict[int | str, Any] = {}
         errors: dict[int | str, str] = {}
@@ -41,9 +41,10 @@ class Journal:
                 if "error" in record:
                     errors[record["id"]] = record["error"]
                     continue
-                if record["id"] in predictions:
+                if predictions.get(record["id"], record["prediction"]) != record["prediction"]:
                     raise DataError(
-                        f"{str(path)!r} predicts {record['id']!r} a second time; start again with another --out"
+                        f"{str(path)!r} predicts {record['id']!r} a second time, but not the same; "
+                        "start again with another --out"
                     )
                 predictions[record["id"]] = record["prediction"]
         return predictions, {id: error for id, error in errors.items() if id not in predictions}

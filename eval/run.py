@@ -6,6 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from importlib.metadata import PackageNotFoundError, version
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from eval import models, report
-from eval.benchmark import Benchmark, Item, Scores, check_items
+from eval.benchmark import Benchmark, Item, Scores, check_items, unicode_only
 from eval.journal import Journal
 from eval.predict import Batches, Tally, by_photo, predict_all
 from vlm.errors import ArgumentError, DataError
 from vlm.files.atomic import write_text
+from vlm.files.lock import locked
 
 SEED = 0  # of the bootstrap's draws
 MAX_WORKERS = 8  # threads that load photos
@@ -76,9 +78,19 @@ def evaluate(
         VLMError: data, model or options cannot be used, or photos are missing.
     """
     report.report_template("report.html")  # where jinja2 is missing, this fails now and not after hours
-    benchmark, processes = options.benchmark, _processes(options.device)
-    every = benchmark.read(options.data, options.split)
-    check_items(every, f"{benchmark.name}, split {options.split}, at {str(options.data)!r}")
+    processes = _processes(options.device)
+    with locked(options.out) if processes.rank == 0 else nullcontext():
+        return _evaluate(options, load, processes)
+
+
+def _evaluate(
+    options: Options, load: Callable[[str, str, str], models.EvalModel], processes: Processes
+) -> dict[str, Any] | None:
+    """As `evaluate`, in a folder that no other run writes into."""
+    benchmark = options.benchmark
+    every = list(map(unicode_only, benchmark.read(options.data, options.split)))
+    captioned = benchmark.task.startswith("caption") or benchmark.task == "embed"
+    check_items(every, f"{benchmark.name}, split {options.split}, at {str(options.data)!r}", captioned)
     items = every[: options.limit]
     absent = {str(path): "does not exist" for path in {item.image for item in items} if not path.is_file()}
     _report_missing(absent, items, options, processes)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.report import read_results, show_figure, title
-from vlm.errors import DataError
+from vlm.errors import ArgumentError, DataError
 from vlm.files.atomic import write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -25,8 +25,11 @@ def update_files(runs: Sequence[Path], into: Sequence[Path]) -> list[Path]:
         The files.
 
     Raises:
-        DataError: no finished run, no such file, or one without the marks.
+        ArgumentError: there are no runs.
+        DataError: a folder without a finished run, no such file, or one without the marks.
     """
+    if not runs:
+        raise ArgumentError("there are no runs to put into the table; give their folders")
     results = [read_results(folder) for folder in find_runs(runs)]
     files = list(into) or [Path("README.md"), *sorted(Path("vlm/weights").glob(f"*/{CARD}"))]
     texts = {}

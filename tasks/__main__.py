@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
+from tasks._command import exit_code
+from vlm.errors import ArgumentError
+
 
 def commands() -> dict[str, str]:
     """Names of the tasks and the first line of what they say of themselves; nothing is imported."""
@@ -16,15 +19,22 @@ def commands() -> dict[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
-    known = commands()
-    if not args or args[0] in ("-h", "--help"):
-        print("usage: vlm COMMAND [OPTIONS]    (vlm COMMAND --help lists its options)\n")
-        print("\n".join(f"  {name:<14} {line}" for name, line in known.items()))
-        return 0
-    if args[0] not in known:
-        print(f"error: no command {args[0]!r}; known: {', '.join(known)}", file=sys.stderr)
-        return 2
+    if not args or args[0] not in commands():
+        return exit_code(lambda: overview(args))
     return import_module(f"tasks.{args[0]}").main(args[1:])
+
+
+def overview(args: Sequence[str]) -> None:
+    """Print what the commands do.
+
+    Raises:
+        ArgumentError: the user named another command.
+    """
+    known = commands()
+    if args and args[0] not in ("-h", "--help"):
+        raise ArgumentError(f"no command {args[0]!r}; known: {', '.join(known)}")
+    print("usage: vlm COMMAND [OPTIONS]    (vlm COMMAND --help lists its options)\n")
+    print("\n".join(f"  {name:<14} {line}" for name, line in known.items()))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,8 @@
 """What the commands about photos share: their arguments, and printing photo by photo."""
 
+import csv
+import io
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -9,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import tyro
 
+from tasks._command import named_as_options, printable
 from vlm.errors import ArgumentError, ImageError
 
 if TYPE_CHECKING:
     from vlm.model import Model
 
+LISTS = (".txt", ".csv", ".tsv", ".list", ".lst")  # a value that ends like this is a file, not a name
 MANY = 8  # photos from which a progress bar is worth its line
 Found = TypeVar("Found")
 
@@ -23,7 +28,7 @@ class PhotoArgs:
     """Arguments of every command about photos; each command adds its own."""
 
     image: Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
-    """Photo, folder of photos, or pattern such as "trip/*.jpg"."""
+    """Photos, folders of photos, or patterns such as "trip/*.jpg"."""
     model: str = "tiny"
     """Bundled name, local folder or hub id; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME for an OFA checkpoint."""
     tokenizer: str | None = None
@@ -39,17 +44,20 @@ class PhotoArgs:
 
     @property
     def max_pixels(self) -> int:
-        return round(self.max_megapixels * 1e6)
+        return read_megapixels(self.max_megapixels)
 
     def paths(self) -> list[Path]:
         """The photos.
 
         Raises:
-            ArgumentError: no photo was given.
-            ImageError: a folder without photos, or a pattern that matches none.
+            ArgumentError: no photo was given, or an option about photos has no meaning.
+            ImageError: nothing but folders without photos, and patterns that match none.
         """
         if not self.image:
             raise ArgumentError("no photo was given; name one with --image photo.jpg")
+        if self.batch_size < 1:
+            raise ArgumentError(f"--batch-size {self.batch_size} is below 1; give 1 or more")
+        read_megapixels(self.max_megapixels)
         import warnings
 
         from vlm.image import expand_paths
@@ -101,35 +109,54 @@ def print_each(
                     tqdm.write(line, file=sys.stdout)
             except ImageError as error:
                 failed = True
-                tqdm.write(f"error: {error}", file=sys.stderr)
+                tqdm.write(f"error: {named_as_options(str(error))}", file=sys.stderr)
     return int(failed)
+
+
+def read_megapixels(value: float) -> int:
+    """The pixels of `--max-megapixels`.
+
+    Raises:
+        ArgumentError: it allows no photo, or is not a number.
+    """
+    if not 1e-6 <= value < math.inf:
+        raise ArgumentError(f"--max-megapixels {value:g} allows no photo; give a number above 0, such as 64")
+    return round(value * 1e6)
 
 
 def labelled(path: Path, many: bool, *parts: str | None) -> str:
     """A line of output: the path where there are several photos, and the parts that are not None, joined by colons."""
-    return ": ".join([str(path)] * many + [part for part in parts if part is not None])
+    return printable(": ".join([str(path)] * many + [part for part in parts if part is not None]))
 
 
 def read_list(option: str, value: str) -> list[str]:
-    """Names from a file, one a line, or from the option itself, separated by commas.
+    """Names from a file, or from the option itself, separated by commas.
+
+    A text file has one name a line; in a .csv file, commas separate names as well.
 
     Raises:
-        ArgumentError: the file cannot be read, or there are no names.
+        ArgumentError: the file is missing or cannot be read, or there are no names.
     """
+    form = "give a text file with one name per line"
     path = Path(os.path.expanduser(value))
-    if path.suffix == ".txt" or path.is_file():
+    try:
+        is_file = path.is_file()
+    except (OSError, ValueError):  # longer than the name of a file may be
+        is_file = False
+    if is_file or path.suffix.lower() in LISTS or (os.sep in value and path.parent.is_dir() and "," not in value):
         try:
-            names = path.read_text(encoding="utf-8-sig").splitlines()
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                text = file.read()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
-            raise ArgumentError(
-                f"{option} {value!r} cannot be read: {reason}; give a text file with one name per line"
-            ) from None
+            raise ArgumentError(f"{option} {value!r} cannot be read: {reason}; {form}") from None
+        if path.suffix.lower() == ".csv":
+            names = [name for row in csv.reader(io.StringIO(text)) for name in row]
+        else:
+            names = text.splitlines()
     else:
         names = value.split(",")
     names = [name.strip() for name in names if name.strip()]
     if not names:
-        raise ArgumentError(
-            f"{option} {value!r} contains no names; separate names by commas, or give a text file with one per line"
-        )
+        raise ArgumentError(f"{option} {value!r} contains no names; separate names by commas, or {form}")
     return names

@@ -1,6 +1,5 @@
 """Choose one of your labels for each photo."""
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tasks._command import check_top, command, no_collections
+from tasks._command import check_top, command, json_line, no_collections
 from tasks._photos import PhotoArgs, labelled, print_each, read_list
+from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
     from vlm.decoding.answer import Answer
@@ -40,9 +40,11 @@ def run(args: Args) -> int:
     check_top(args.top)
     labels, paths = read_list("--labels", args.labels), args.paths()
     with no_collections():
-        from vlm.model import classify_each, load_classifier
+        from vlm.model import Model, classify_each, load_classifier
 
         model = load_classifier(args.model, device=args.device, tokenizer=args.tokenizer)
+    if args.template and isinstance(model, Model):
+        raise ArgumentError(f"{args.model!r} scores labels as answers and puts them into no sentences; omit --template")
     found = classify_each(
         model,
         paths,
@@ -50,6 +52,7 @@ def run(args: Args) -> int:
         templates=args.template or None,
         batch_size=args.batch_size,
         max_pixels=args.max_pixels,
+        show_progress_bar=True,
     )
 
     def lines(path: Path, answers: list["Answer"]) -> Iterator[str]:
@@ -57,7 +60,7 @@ def run(args: Args) -> int:
             probability = math.exp(answer.score)
             if args.json:
                 record = {"path": str(path), "label": answer.text, "probability": probability}
-                yield json.dumps(record, ensure_ascii=False)
+                yield json_line(record)
             else:
                 shown = f"{answer.text} {100 * probability:.1f} %" if args.top > 1 else answer.text
                 yield labelled(path, len(paths) > 1, shown)

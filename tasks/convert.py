@@ -39,16 +39,16 @@ def convert(args: Args) -> Path:
 
     from vlm.convert.ofa.checkpoint import load_ofa
     from vlm.files.bundle import save_bundle
+    from vlm.files.lock import LOCK, locked
 
     out = Path(os.path.expanduser(args.out))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or {path.name for path in out.iterdir()} - {LOCK}):
         raise ArgumentError(f"{args.out!r} exists and is not an empty folder; name another")
     name = args.checkpoint.removeprefix("ofa:")
     bundle = load_ofa(name, tokenizer=args.tokenizer, ema=args.ema, image_size=args.image_size)
-    try:
+    with locked(out):
         save_bundle(out, bundle, torch.float16 if args.half else torch.float32)
-    except OSError as error:
-        raise ArgumentError(f"{args.out!r} cannot be written: {error.strerror}; name another folder") from None
+        (out / LOCK).unlink(missing_ok=True)  # the folder may be copied elsewhere
     return out
 
 

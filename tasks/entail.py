@@ -1,6 +1,5 @@
 """Say whether sentences follow from photos, contradict them, or neither."""
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from tasks._command import command
+from tasks._command import command, json_line
 from tasks._photos import PhotoArgs, labelled, print_each
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def run(args: Args) -> int:
             if args.json:
                 probabilities = {answer.text: math.exp(answer.score) for answer in answers}
                 record = {"path": str(path), "text": text, "label": answers[0].text, "probabilities": probabilities}
-                yield json.dumps(record, ensure_ascii=False)
+                yield json_line(record)
             else:
                 yield labelled(path, len(paths) > 1, text if len(args.text) > 1 else None, answers[0].text)
 

@@ -1,6 +1,5 @@
 """Find what a phrase names in photos, or describe a region of them."""
 
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from tasks._command import command
+from tasks._command import command, json_line
 from tasks._photos import PhotoArgs, labelled, print_each
 from vlm.errors import ArgumentError, ImageError
 
@@ -41,11 +40,14 @@ def run(args: Args) -> int:
     paths = args.paths()
     if args.draw is not None and len(paths) > 1:
         raise ArgumentError(f"--draw {args.draw!r} is for one photo; {len(paths)} were given")
+    drawn = None if args.draw is None else Path(os.path.expanduser(args.draw))
+    if drawn is not None and drawn.exists() and paths[0].exists() and drawn.samefile(paths[0]):
+        raise ArgumentError(f"--draw {args.draw!r} would replace the photo itself; name another file")
     model = args.load("ground" if args.phrase else "describe_region")
     if regions:
         model.task("describe_region")
 
-    def ask(photos: list["Photo"]) -> Iterator[tuple[list["Box | None"], list[str | ImageError]]]:
+    def ask(photos: list["Photo"], places: list[int]) -> Iterator[tuple[list["Box | None"], list[str | ImageError]]]:
         each = [photo for photo in photos for _ in args.phrase]
         boxes = iter(model.run("ground", each, args.phrase * len(photos)) if each else ())
         for photo in photos:
@@ -60,12 +62,12 @@ def run(args: Args) -> int:
     def lines(path: Path, found: tuple[list["Box | None"], list[str | ImageError]]) -> Iterator[str]:
         boxes, descriptions = found
         many = len(paths) > 1
-        if args.draw is not None:
+        if drawn is not None:
             named = [(text, box) for text, box in zip(args.phrase, boxes, strict=True) if box]
-            draw(path, Path(os.path.expanduser(args.draw)), named + list(zip(args.region, regions, strict=True)))
+            draw(path, drawn, named + list(zip(args.region, regions, strict=True)), args.max_pixels)
         for phrase, box in zip(args.phrase, boxes, strict=True):
             if args.json:
-                yield json.dumps({"path": str(path), "phrase": phrase, "box": box}, ensure_ascii=False)
+                yield json_line({"path": str(path), "phrase": phrase, "box": box})
             elif box:
                 numbers = " ".join(f"{value:.1f}" for value in box)
                 yield labelled(path, many, phrase if len(args.phrase) > 1 else None, numbers)
@@ -73,7 +75,7 @@ def run(args: Args) -> int:
             if isinstance(text, ImageError):
                 raise ImageError(f"{str(path)!r}: {text}")
             if args.json:
-                yield json.dumps({"path": str(path), "region": region, "caption": text}, ensure_ascii=False)
+                yield json_line({"path": str(path), "region": region, "caption": text})
             else:
                 yield labelled(path, many, ",".join(f"{x:g}" for x in region) if len(regions) > 1 else None, text)
         if lost := [phrase for phrase, box in zip(args.phrase, boxes, strict=True) if box is None]:
@@ -98,7 +100,7 @@ def read_region(text: str) -> "Box":
     return left, top, right, bottom
 
 
-def draw(photo: Path, out: Path, boxes: Sequence[tuple[str, "Box"]]) -> None:
+def draw(photo: Path, out: Path, boxes: Sequence[tuple[str, "Box"]], max_pixels: int) -> None:
     """Write a photo with named boxes drawn.
 
     Raises:
@@ -109,7 +111,7 @@ def draw(photo: Path, out: Path, boxes: Sequence[tuple[str, "Box"]]) -> None:
 
     from vlm.image import load_image
 
-    image = load_image(photo)
+    image = load_image(photo, max_pixels=max_pixels)
     pen = ImageDraw.Draw(image)
     width = max(2, max(image.size) // 250)
     for name, (left, top, right, bottom) in boxes:

@@ -1,6 +1,5 @@
 """Say how likely it is that sentences fit photos."""
 
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from tasks._command import command
+from tasks._command import command, json_line
 from tasks._photos import PhotoArgs, labelled, print_each
 
 
@@ -34,7 +33,7 @@ def run(args: Args) -> int:
         for text, probability in zip(args.text, results, strict=True):
             if args.json:
                 record = {"path": str(path), "text": text, "probability": probability}
-                yield json.dumps(record, ensure_ascii=False)
+                yield json_line(record)
             else:
                 yield labelled(path, len(paths) > 1, text if len(args.text) > 1 else None, f"{probability:.3f}")
 

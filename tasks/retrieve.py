@@ -1,6 +1,5 @@
 """Find photos by what they show: index a folder once, then search it with a sentence or a photo."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,13 +9,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from tasks._command import no_collections
-from vlm.errors import ArgumentError, VLMError
+from tasks._command import exit_code, json_line, named_as_options, no_collections, parse, printable
+from tasks._photos import read_megapixels
+from vlm.errors import ArgumentError
 
 if TYPE_CHECKING:
     from vlm.search.index import Hit
-
-MANY = 8  # photos from which a progress bar is worth its line
 
 
 @dataclass(frozen=True)
@@ -68,25 +66,48 @@ class SearchArgs:
     """Also write the results to this file as an HTML page with thumbnails."""
 
 
+@dataclass(frozen=True)
+class PruneArgs:
+    """Drop photos from an index: those whose files are gone, and those under the folders given."""
+
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
+    """Folder of the index."""
+    folder: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Also drop all photos under this folder, whether their files are there or not."""
+
+
+@dataclass(frozen=True)
+class InfoArgs:
+    """Say what an index holds: its model, its folders, and how many photos are gone."""
+
+    index: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="INDEX")]
+    """Folder of the index."""
+    json: bool = False
+    """Print one JSON object: model, weights_sha256, photos, captions, gone, folders."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    args = tyro.extras.subcommand_cli_from_dict(
-        {"index": IndexArgs, "search": SearchArgs}, args=argv, prog="vlm retrieve", description=__doc__
-    )
     os.environ.setdefault("LANCEDB_LOG", "error")  # its remarks on tables that are small are not for a user
-    try:
-        return run_index(args) if isinstance(args, IndexArgs) else run_search(args)
-    except VLMError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; finished work is kept. Run the same command to continue", file=sys.stderr)
-        return 130
+    stopped = "stopped; finished work is kept. Run the same command to continue"
+    return exit_code(lambda: run(argv), stopped)
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Do what the first argument names."""
+    kinds = {"index": IndexArgs, "search": SearchArgs, "info": InfoArgs, "prune": PruneArgs}
+    args = parse("vlm retrieve", kinds, __doc__, argv)
+    if isinstance(args, IndexArgs):
+        return run_index(args)
+    if isinstance(args, SearchArgs):
+        return run_search(args)
+    return run_info(args) if isinstance(args, InfoArgs) else run_prune(args)
 
 
 def run_index(args: IndexArgs) -> int:
     """Index, print what was done on stdout and each photo that was lost on stderr; 1 where any was."""
     import warnings
 
+    max_pixels = read_megapixels(args.max_megapixels)
     warnings.filterwarnings("ignore", module=r"PIL\.")  # remarks on damaged metadata of photos that open all the same
     with no_collections():
         from vlm.encoders import load_encoders
@@ -101,12 +122,12 @@ def run_index(args: IndexArgs) -> int:
         encoders,
         captioner=captioner,
         batch_size=args.batch_size,
-        max_pixels=round(args.max_megapixels * 1e6),
+        max_pixels=max_pixels,
         exact_rows=args.exact_rows,
         show_progress_bar=True,
     )
     for error in report.unreadable:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {named_as_options(str(error))}", file=sys.stderr)
     counts = {name: getattr(report, name) for name in ("new", "changed", "unchanged", "dropped")}
     counts["unreadable"] = len(report.unreadable)
     shown = ", ".join(f"{count:,} {name}" for name, count in counts.items())
@@ -129,12 +150,47 @@ def run_search(args: SearchArgs) -> int:
     hits = index.search(encoders, text, images=args.image, minus=args.minus, top=args.top)
     for hit in hits:
         if args.json:
-            line = json.dumps({"path": hit.path, "score": hit.score, "caption": hit.caption}, ensure_ascii=False)
+            line = json_line({"path": hit.path, "score": hit.score, "caption": hit.caption})
         else:
-            line = f"{hit.score:.3f}  {hit.path}" + (f"  {hit.caption}" if hit.caption else "")
+            line = printable(f"{hit.score:.3f}  {hit.path}" + (f"  {hit.caption}" if hit.caption else ""))
         print(line)
     if args.html is not None:
         write_page(Path(os.path.expanduser(args.html)), args, hits)
+    return 0
+
+
+def run_prune(args: PruneArgs) -> int:
+    """Drop photos, and print how many."""
+    from vlm.search.build import prune
+    from vlm.search.index import open_index
+
+    dropped = prune(args.index, [os.path.expanduser(folder) for folder in args.folder])
+    print(f"{args.index}: {len(open_index(args.index)):,} photos ({dropped:,} dropped)")
+    return 0
+
+
+def run_info(args: InfoArgs) -> int:
+    """Print what an index holds."""
+    from collections import Counter
+
+    from vlm.search.index import open_index
+
+    index = open_index(args.index)
+    known = index.known()
+    folders = Counter(os.path.dirname(path) for path in known)
+    gone = sum(not os.path.exists(path) for path in known)
+    captions = sum(has_caption for _, _, has_caption in known.values())
+    maker = index.maker
+    if args.json:
+        record = {"model": maker.model, "weights_sha256": maker.weights_sha256, "photos": len(known)}
+        print(json_line({**record, "captions": captions, "gone": gone, "folders": dict(sorted(folders.items()))}))
+        return 0
+    print(f"model: {maker.model} (weights {maker.weights_sha256[:12]})")
+    print(f"photos: {len(known):,}, {captions:,} with a caption")
+    if gone:
+        print(f"files that are gone: {gone:,}; drop them: vlm retrieve prune {args.index}")
+    for folder, count in sorted(folders.items()):
+        print(printable(f"  {count:,}  {folder}"))
     return 0
 
 

@@ -1,6 +1,5 @@
 """Summarise texts in a sentence each."""
 
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from tasks._command import command, no_collections, search_options
+from tasks._command import command, json_line, no_collections, search_options
 from vlm.errors import ArgumentError, DataError, VLMError
 
 
@@ -59,7 +58,7 @@ def run(args: Args) -> int:
             continue
         if args.json:
             record = {"file": file, "summary": found[0].text, "score": found[0].score}
-            print(json.dumps(record, ensure_ascii=False))
+            print(json_line(record))
         else:
             print(f"{file}: {found[0].text}" if file and len(args.file) + len(args.text) > 1 else found[0].text)
     return int(failed)

@@ -44,11 +44,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: Args) -> None:
     """Write the pictures and print their paths."""
-    folder = Path(os.path.expanduser(args.out))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--out {args.out!r} cannot be a folder: {error.strerror}; name another") from None
+    from vlm.files.lock import locked
+
+    with locked(os.path.expanduser(args.out)) as folder:
+        generate(args, folder)
+
+
+def generate(args: Args, folder: Path) -> None:
+    """Write the pictures into a folder and print their paths."""
     with no_collections():
         import vlm
         from vlm.convert.vqgan import load_vqgan

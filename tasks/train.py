@@ -24,7 +24,7 @@ class Args:
     """Folder of .tar shards, or several folders."""
     out: str
     """Folder for checkpoints, logs and the finished models."""
-    annotations: tuple[str, ...] = ()
+    annotations: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Files of annotations beside the shards, such as boxes: JSON Lines, plain or gzip, whose key is the sample's."""
     checkpoint_minutes: float = 5.0
     """Time between checkpoints."""
@@ -32,7 +32,8 @@ class Args:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
-    return exit_code(lambda: run(arguments))
+    stopped = "stopped; run the same command to continue"
+    return exit_code(lambda: run(arguments), stopped, by_option=False)
 
 
 def run(argv: Sequence[str]) -> None:
@@ -44,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
     if argv and not argv[0].startswith("-"):
         name = argv[0]
     else:  # the options that override the configuration are known when it is
-        known, _ = tyro.cli(Args, args=argv, prog="vlm train", description=__doc__, return_unknown_args=True)
+        known, _ = parse("vlm train", Args, __doc__, argv, return_unknown_args=True)
         name = known.config
     from vlm.train.run import TrainConfig, read_config, train
 
@@ -54,7 +55,7 @@ def run(argv: Sequence[str]) -> None:
     class RunArgs(Args):
         run: Annotated[TrainConfig, tyro.conf.arg(name="")] = config
 
-    args = parse(f"train {name}", RunArgs, __doc__, argv)
+    args = parse(f"vlm train {name}", RunArgs, __doc__, argv)
     from eval.validation import MEASURES
 
     train(args.run, args.data, Path(args.out).expanduser(), MEASURES, args.checkpoint_minutes, args.annotations)

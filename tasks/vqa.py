@@ -1,6 +1,5 @@
 """Answer questions about photos."""
 
-import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from tasks._command import check_top, command, search_options
+from tasks._command import check_top, command, json_line, search_options
 from tasks._photos import PhotoArgs, labelled, print_each, read_list
 from vlm.errors import ArgumentError
 
@@ -51,6 +50,10 @@ def run(args: Args) -> int:
     options: dict[str, Any] = {"prefix": None if args.prefix == "auto" else args.prefix}
     options |= search_options(args, "num_beams", "max_length")
     if args.answers is not None:
+        if args.max_length is not None:
+            raise ArgumentError("--max-length has no meaning with --answers, which are given; leave it out")
+        if args.score_all and args.num_beams is not None:
+            raise ArgumentError("--score-all scores every answer and --num-beams searches; leave one of them out")
         options |= {"choices": read_list("--answers", args.answers), "score_all": args.score_all}
     elif args.score_all:
         raise ArgumentError("--score-all scores given answers; give --answers")
@@ -76,7 +79,7 @@ def shown(
         probability = math.exp(answer.score)
         if args.json:
             record = {"path": str(path), "question": question, "answer": answer.text, "score": answer.score}
-            yield json.dumps({**record, "probability": probability}, ensure_ascii=False)
+            yield json_line({**record, "probability": probability})
         else:
             text = f"{answer.text} {100 * probability:.1f} %" if args.top > 1 else answer.text
             yield labelled(path, with_path, question if with_question else None, text)

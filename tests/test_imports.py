@@ -31,8 +31,9 @@ LEVELS = {
     "eval": 9,
     "tasks": 10,
 }
-# allowed inside functions: a name with `ofa:` is of a foreign checkpoint, which is converted while it is loaded
-EXCEPTIONS = {("vlm.files.bundle", "vlm.convert.ofa.checkpoint")}
+# allowed inside functions: a name with `ofa:` is of a foreign checkpoint, which is converted while it is loaded; the
+# harness reads its arguments and ends as all commands do
+EXCEPTIONS = {("vlm.files.bundle", "vlm.convert.ofa.checkpoint"), ("eval.__main__", "tasks._command")}
 # what a package may be imported by, apart from itself
 ONLY_BY = {"vlm.train": ("tasks", "eval.validation"), "vlm.convert": ("tasks", "vlm.train"), "tasks": ()}
 

@@ -19,3 +19,13 @@ class DataError(VLMError, ValueError):
 
 class ArgumentError(VLMError, ValueError):
     """An option that has no meaning or does not fit the others."""
+
+
+def check_list(name: str, value: object) -> None:
+    """Refuse one text where a list belongs, which would be cut into its letters.
+
+    Raises:
+        ArgumentError: `value` is one text; it is called `name`.
+    """
+    if isinstance(value, str | bytes):
+        raise ArgumentError(f"{name}={value[:40]!r} is one text where a list belongs; put it into a list")

@@ -32,12 +32,14 @@ ImageSource: TypeAlias = (
 
 MAX_PIXELS = 64_000_000
 
-# HEIF opens once the user has called pillow_heif.register_heif_opener(); AVIF and JPEG 2000 depend on how Pillow was
+# HEIF opens where pillow-heif is installed; AVIF and JPEG 2000 depend on how Pillow was
 # built. Icons are left out: an ICO file holds whole PNGs whose size its own header does not tell.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "HEIF", "JPEG2000")
 IMAGE_SUFFIX = re.compile(
     r"\.(jpe?g|jpe|jfif|mpo|a?png|webp|gif|tiff?|bmp|dib|p[pgbn]m|avif|hei[cf]|jp2|j2k)", re.IGNORECASE
 )
+
+_HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # brands of the container
 
 # EXIF tag 0x0112 says how the camera was held; the value names the operation that puts the picture upright.
 _ORIENTATION_TAG = 0x0112
@@ -127,25 +129,35 @@ class ImageTransform:
         return pixels.float().div_(255).sub_(mean).div_(std)
 
 
-def expand_paths(patterns: Sequence[str]) -> list[Path]:
+def expand_paths(patterns: str | Sequence[str]) -> list[Path]:
     """Files, folders and globs, as given on a command line, to the picture files they name.
 
     A folder stands for the images directly inside it, in the order of their names; `folder/**` reaches nested ones.
     Globs (`*`, `?`, `[...]`, `**`) are for patterns that the shell was kept from expanding. Folders and globs take
     only names with an image suffix, hidden files aside; a path spelled out is returned whatever it is called, even
-    if nothing is there, so that `load_image` reports it as that one picture's error.
+    if nothing is there, so that `load_image` reports it as that one picture's error. A folder or a glob without images
+    is returned likewise where other patterns have some.
 
     Returns:
         Paths in the order of `patterns`, each once.
 
     Raises:
-        ImageError: a folder without images, or a glob that matches none.
+        ImageError: there is no image at all: only folders without any, and globs that match none.
     """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
     found: dict[str, Path] = {}
+    empty: list[ImageError] = []
     for pattern in patterns:
-        for path in _expand(os.path.expanduser(pattern)):
+        try:
+            paths = _expand(os.path.expanduser(pattern))
+        except ImageError as error:
+            empty.append(error)
+            paths = [Path(pattern)]
+        for path in paths:
             # The folder is resolved and the name is not: a/x.jpg and b/../a/x.jpg are one, two links are two.
             found.setdefault(os.path.join(os.path.realpath(path.parent), path.name), path)
+    if empty and len(empty) == len(patterns):
+        raise empty[0]
     return list(found.values())
 
 
@@ -179,6 +191,18 @@ def _images_in(folder: Path) -> list[Path]:
 
 def _is_image_file(path: Path) -> bool:
     return bool(IMAGE_SUFFIX.fullmatch(path.suffix)) and os.path.isfile(path)
+
+
+def check_photos(images: object) -> None:
+    """Refuse one photo where a list of photos belongs: its letters, bytes or rows are not photos.
+
+    Raises:
+        ArgumentError: see above.
+    """
+    one = isinstance(images, str | os.PathLike | bytes | bytearray | memoryview | Image.Image)
+    array = _is_a("numpy", "ndarray", images) or _is_a("torch", "Tensor", images)
+    if one or hasattr(images, "read") or (array and getattr(images, "ndim", 4) < 4):
+        raise ArgumentError(f"{_describe(images)} is one photo where a list of photos belongs; put it into a list")
 
 
 def _load(source: Any, max_pixels: int) -> Image.Image:
@@ -244,6 +268,8 @@ def _read_header(file: BinaryIO) -> Image.Image:
     if not head:
         raise ImageError("is empty; save or download the picture again")
     head = head.ljust(16, b"\0")  # some plugins index it
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIF and "HEIF" not in Image.OPEN:
+        _register_heif()
     for load_plugins in (Image.preinit, Image.init):  # the five common formats, then every plugin
         load_plugins()
         for read, accepts in (Image.OPEN[name] for name in _FORMATS if name in Image.OPEN):
@@ -255,6 +281,15 @@ def _read_header(file: BinaryIO) -> Image.Image:
             except ImageError as error:
                 failure = error  # AVIF and HEIF begin alike: the next reader may know it
     raise failure or ImageError("is not an image that can be read; save it as JPEG or PNG")
+
+
+def _register_heif() -> None:
+    """Let Pillow read the photos of phones, if the package for it is installed."""
+    try:
+        import pillow_heif  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        raise ImageError("is HEIC, which needs pillow-heif; pip install 'vlm-foundation[heic]'") from None
+    pillow_heif.register_heif_opener()
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

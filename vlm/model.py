@@ -11,10 +11,10 @@ from vlm import tasks
 from vlm.decoding.answer import Answer
 from vlm.encoders import Encoders, PairEncoders, load_encoders, zero_shot
 from vlm.encoders.pair import pair_encoders
-from vlm.errors import ArgumentError, ImageError
+from vlm.errors import ArgumentError, ImageError, check_list
 from vlm.files.bundle import Bundle, has_pair, load_bundle
 from vlm.files.hub import bundled, bundled_tasks, resolve
-from vlm.image import MAX_PIXELS, ImageSource
+from vlm.image import MAX_PIXELS, ImageSource, check_photos
 from vlm.models.device import move
 from vlm.predictor import Photo, Predictor
 from vlm.tasks.boxes import Box
@@ -105,6 +105,7 @@ class Model:
             ArgumentError: the model does not have this task, an input cannot be used, or options exclude each other.
         """
         known = self.task(task)
+        check_columns(columns)
         known.check(images, columns)
         photos = None if images is None else self.encode(images)
         return known.run(self.predictor, photos, *columns, **options)
@@ -137,13 +138,18 @@ class Model:
             ArgumentError: as in `run`.
         """
         known = self.task(task)
+        check_photos(images)
+        check_columns([inputs, *inputs])
         for row in inputs:
             known.check([None], [[value] for value in row])
 
-        def ask(photos: list[Photo]) -> Iterator[list[Any]]:
+        def ask(photos: list[Photo], places: list[int]) -> Iterator[list[Any]]:
             each = [photo for photo in photos for _ in inputs]
             columns = zip(*(row for _ in photos for row in inputs), strict=True)
-            found = iter(known.run(self.predictor, each, *map(list, columns), **options))
+            own: dict[str, Any] = {}
+            if options.get("seed") is not None:  # what is drawn depends on neither batches nor other photos
+                own["places"] = [place * len(inputs) + number for place in places for number in range(len(inputs))]
+            found = iter(known.run(self.predictor, each, *map(list, columns), **own, **options))
             return ([next(found) for _ in inputs] for _ in photos)
 
         return self.predictor.stream(images, ask, batch_size=batch_size, max_pixels=max_pixels)
@@ -191,6 +197,7 @@ class Model:
             objects: names of things seen in the photo, which some models of OFA read after the question.
             options: as in `vlm.tasks.answer`.
         """
+        check_list("objects", objects)
         return self.run("answer", [image], [question], objects=[objects], **options)[0][0].text
 
     def ground(self, image: "ImageSource | Photo", phrase: str, **options: Any) -> Box | None:
@@ -261,6 +268,16 @@ class Model:
         return self.run("generate_image", None, [text], **options)[0]
 
 
+def check_columns(columns: Sequence[Any]) -> None:
+    """Refuse one text where a list of inputs belongs.
+
+    Raises:
+        ArgumentError: see above.
+    """
+    for column in columns:
+        check_list("inputs", column)
+
+
 def load(
     name: str | Path = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | Path | None = None
 ) -> Model:
@@ -282,7 +299,7 @@ def load(
 
 
 def load_classifier(
-    name: str | Path = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | None = None
+    name: str | Path = "tiny", *, device: str | torch.device = "cpu", tokenizer: str | Path | None = None
 ) -> Encoders | Model:
     """Load what gives photos labels best: a pair of encoders where there is one, else a model that answers.
 
@@ -310,6 +327,7 @@ def classify_each(
     templates: Sequence[str] | None = None,
     batch_size: int = 16,
     max_pixels: int = MAX_PIXELS,
+    show_progress_bar: bool = False,
 ) -> Iterator[list[Answer] | ImageError]:
     """Give many photos one of the labels each; a photo that cannot be used is lost alone.
 
@@ -321,6 +339,7 @@ def classify_each(
             `vlm.encoders.zero_shot`.
         batch_size: photos that go through the networks together.
         max_pixels: larger photos are refused.
+        show_progress_bar: on stderr, while a pair of encoders encodes many labels.
 
     Returns:
         For each photo, in order, all labels with their log-probabilities, the likeliest first, or what is wrong
@@ -334,7 +353,13 @@ def classify_each(
     if not isinstance(model, Model):
         sentences = zero_shot.TEMPLATES if templates is None else templates
         return zero_shot.classify_each(
-            model, images, names, templates=sentences, batch_size=batch_size, max_pixels=max_pixels
+            model,
+            images,
+            names,
+            templates=sentences,
+            batch_size=batch_size,
+            max_pixels=max_pixels,
+            show_progress_bar=show_progress_bar,
         )
     if templates is not None:
         raise ArgumentError(

@@ -3,6 +3,7 @@
 # the types that torch gives some of its results are unknown
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
+import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
@@ -17,7 +18,7 @@ from vlm.decoding.trie import Trie, score_candidates
 from vlm.encoders.pair import PairEncoders
 from vlm.errors import ArgumentError, ImageError
 from vlm.files.bundle import Bundle
-from vlm.image import MAX_PIXELS, ImageSource, load_image
+from vlm.image import MAX_PIXELS, ImageSource, check_photos, load_image
 from vlm.models.config import BOS, EOS, PAD
 from vlm.models.seq2seq import Encoded
 
@@ -61,7 +62,7 @@ class Predictor:
 
     # Photos
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a head may be trained on the features
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Patch features of prepared photos.
 
@@ -71,14 +72,17 @@ class Predictor:
         Returns:
             `float32[batch, height, width, patch_dim]`.
         """
-        return self.module.tower(pixels.to(self.device, memory_format=torch.channels_last))
+        like = self.module.backbone.embed.weight
+        return self.module.tower(pixels.to(like.device, like.dtype, memory_format=torch.channels_last))
 
     def encode(self, images: Sequence["ImageSource | Photo"], *, max_pixels: int = MAX_PIXELS) -> list[Photo]:
         """Encode photos together, the same object once; those that are a `Photo` already stay as they are.
 
         Raises:
             ImageError: a photo cannot be used.
+            ArgumentError: `images` is one photo.
         """
+        check_photos(images)
         distinct = {id(image): image for image in images}
         photos = self._encode_prepared([self._prepare(image, max_pixels) for image in distinct.values()])
         encoded = dict(zip(distinct, photos, strict=True))
@@ -87,7 +91,7 @@ class Predictor:
     def stream(
         self,
         images: Sequence["ImageSource | Photo"],
-        ask: Callable[[list[Photo]], Iterable[Result]],
+        ask: Callable[[list[Photo], list[int]], Iterable[Result]],
         *,
         batch_size: int = 16,
         max_pixels: int = MAX_PIXELS,
@@ -98,17 +102,18 @@ class Predictor:
 
         Args:
             images: paths, bytes, file objects, PIL images, arrays or tensors, of any sizes.
-            ask: encoded photos to one result each.
+            ask: encoded photos, with the place of each among all `images`, to one result each.
             batch_size: photos that go through the networks together; it does not change the results.
             max_pixels: larger photos are refused.
 
         Yields:
             For each photo, in order, its result, or what is wrong with the photo.
         """
+        check_photos(images)
         yield from stream_batches(
             images,
             lambda image: self._prepare(image, max_pixels),
-            lambda prepared: ask(self._encode_prepared(prepared)),
+            lambda prepared, places: ask(self._encode_prepared(prepared), places),
             batch_size,
         )
 
@@ -136,6 +141,7 @@ class Predictor:
         choices: Sequence[str] | None = None,
         codes: bool = False,
         seed: int | None = None,
+        places: Sequence[int] | None = None,
     ) -> list[list[Answer]]:
         """Search answers to instructions.
 
@@ -146,7 +152,8 @@ class Predictor:
             prefix: what the decoder is given before it answers, see `decoder_prefix`.
             choices: the only answers that may be given, each once; None: any text.
             codes: generate image codes instead of text.
-            seed: of the random numbers, where `config.sample` is set.
+            seed: of the random numbers, where `config.sample` is set. Each instruction has a stream of its own.
+            places: what tells the streams apart, one for each instruction; None: its place among `sources`.
 
         Returns:
             For each instruction its answers, the best first.
@@ -167,7 +174,8 @@ class Predictor:
                 raise ArgumentError(
                     f"mask_after_softmax and prefix={prefix!r} exclude each other; leave one of them out"
                 )
-        generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+        streams = None if seed is None else random_streams(seed, places or range(len(sources)))
+        patches = self._as_weights(patches)
         # An answer may be `max_tokens` long whatever stands before it, so prefixes of one length go together. Given
         # answers end by themselves.
         groups: dict[int, list[int]] = {}
@@ -177,7 +185,8 @@ class Predictor:
         for rows in groups.values():
             asked = [sources[row] for row in rows]
             about = None if patches is None else [patches[row] for row in rows]
-            found.update(zip(rows, self._search(asked, about, config, texts, prefix, codes, generator), strict=True))
+            own = None if streams is None else [streams[row] for row in rows]
+            found.update(zip(rows, self._search(asked, about, config, texts, prefix, codes, own), strict=True))
         return [found[row] for row in range(len(sources))]
 
     def _search(
@@ -188,7 +197,7 @@ class Predictor:
         texts: Mapping[tuple[int, ...], str],
         prefix: Prefix,
         codes: bool,
-        generator: torch.Generator | None,
+        streams: Sequence[torch.Generator] | None,
     ) -> list[list[Answer]]:
         """As `generate`, for one batch; `texts` are the answers that may be given, by their ids, if only some may."""
         encoded, prefixes = self.read(sources, patches, prefix)
@@ -201,7 +210,7 @@ class Predictor:
             trie=Trie(texts) if texts else None,
             prefix_ids=prefixes if width else None,
             codes=codes,
-            generator=generator,
+            streams=streams,
         )
         found: list[list[Answer]] = []
         for length, hypotheses in zip((prefixes != PAD).sum(1).tolist(), results, strict=True):
@@ -231,7 +240,7 @@ class Predictor:
         """
         if not sources:
             return []
-        encoded, prefixes = self.read(sources, patches, prefix)
+        encoded, prefixes = self.read(sources, self._as_weights(patches), prefix)
         scores = score_candidates(
             self.module.backbone,
             encoded,
@@ -245,6 +254,11 @@ class Predictor:
             [Answer(texts[place], score) for place, score in zip(places, values, strict=True)]
             for places, values in zip(order.tolist(), ordered.tolist(), strict=True)
         ]
+
+    def _as_weights(self, patches: Sequence[Tensor] | None) -> list[Tensor] | None:
+        """Patches on the device and in the type of the weights, which may have changed after photos were encoded."""
+        like = self.module.backbone.embed.weight
+        return None if patches is None else [grid.to(like.device, like.dtype) for grid in patches]
 
     def read(
         self, sources: Sequence[Sequence[int]], patches: Sequence[Tensor] | None, prefix: Prefix
@@ -276,6 +290,18 @@ class Predictor:
     def answer_ids(self, answers: Sequence[str]) -> list[list[int]]:
         """Answers as the decoder generates them, after a blank."""
         return self.tokenizer.encode_batch([f" {answer}" for answer in answers])
+
+
+def random_streams(seed: int, places: Sequence[int]) -> list[torch.Generator]:
+    """Random numbers of their own for each place in a list of inputs, whatever else the list holds.
+
+    Raises:
+        ArgumentError: the seed is not a whole number.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ArgumentError(f"seed={seed!r} is not a whole number; give one")
+    seeds = (random.Random(f"{seed}/{place}").getrandbits(63) for place in places)
+    return [torch.Generator().manual_seed(number) for number in seeds]
 
 
 def encoder_ids(source: Sequence[int], prefix: Prefix = "none") -> list[int]:

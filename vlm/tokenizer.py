@@ -13,7 +13,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from vlm.errors import ModelError
+from vlm.errors import ArgumentError, ModelError, check_list
 from vlm.files.atomic import write_text
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # BOS, PAD, EOS, UNK
@@ -58,11 +58,13 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the pieces of `text`, with no start or end token."""
-        return self.bpe.encode(text, add_special_tokens=False).ids
+        return self.bpe.encode(check_unicode(text), add_special_tokens=False).ids
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of every text."""
-        return [encoding.ids for encoding in self.bpe.encode_batch_fast(list(texts), add_special_tokens=False)]
+        check_list("texts", texts)
+        checked = [check_unicode(text) for text in texts]
+        return [encoding.ids for encoding in self.bpe.encode_batch_fast(checked, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of the ids that are pieces of text; all others are left out."""
@@ -98,6 +100,22 @@ class Tokenizer:
         return cls(bpe, bpe.get_vocab_size() - len(SPECIALS), num_codes, num_bins)
 
 
+def check_unicode(text: str) -> str:
+    """The text itself.
+
+    Raises:
+        ArgumentError: it is not text, or holds half of a surrogate pair, as where a command line or a file name is in
+            another encoding than UTF-8.
+    """
+    if not isinstance(text, str):
+        raise ArgumentError(f"{str(text)[:40]!r} is {type(text).__name__} where text belongs; give a string")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentError(f"the text {text[:40]!r} is not Unicode; write it in UTF-8") from None
+    return text
+
+
 def train_tokenizer(texts: Iterable[str], num_text: int, num_codes: int = 0, num_bins: int = 0) -> Tokenizer:
     """Learn a byte-level BPE of `num_text` pieces, the 256 bytes among them.
 
@@ -107,6 +125,7 @@ def train_tokenizer(texts: Iterable[str], num_text: int, num_codes: int = 0, num
         num_codes: image-code tokens to reserve.
         num_bins: location tokens to reserve.
     """
+    check_list("texts", texts)
     bpe = tokenizers.Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

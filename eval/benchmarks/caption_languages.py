@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from eval.benchmark import Benchmark, Item, Predictions, Scores, find_photo, layout, read_json, texts, written
-from eval.benchmarks.captions import bleu_of_sums, running, submission
+from eval.benchmarks.captions import bleu_of_sums, running, submission, warn_of_one
 from eval.metrics import chinese
 
 Tokenizer = Callable[[str], list[str]]
@@ -33,6 +33,7 @@ def score(tokenizer: Tokenizer | None, unit: str, items: Sequence[Item], predict
     from eval.metrics.captions import caption_scores
     from eval.metrics.ptb import tokenize
 
+    warn_of_one(items)
     references = {number: item.references for number, item in enumerate(items)}
     found = caption_scores(dict(enumerate(predictions)), references, tokenizer=tokenizer or tokenize)
     figures = {name + unit: 100 * found.corpus[name] for name in FIGURES}

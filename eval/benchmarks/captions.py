@@ -1,5 +1,6 @@
 """Captioning: COCO with its official and Karpathy's splits, nocaps, and a plain `captions.json` beside a folder."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
@@ -128,6 +129,7 @@ def score(items: Sequence[Item], predictions: Predictions, java_metrics: Collect
     found = caption_scores(
         dict(enumerate(predictions)), {number: item.references for number, item in enumerate(items)}, java_metrics
     )
+    warn_of_one(items)
     figures = {name: 100 * found.corpus[name] for name in (*METRICS, *java_metrics)}
     kept = [name for name in ("CIDEr", "ROUGE-L", "SPICE") if name in figures]  # METEOR is no mean over images
     values = {name: [100 * float(value) for value in found.per_image[name]] for name in kept}
@@ -135,6 +137,15 @@ def score(items: Sequence[Item], predictions: Predictions, java_metrics: Collect
     if "METEOR" in java_metrics:
         sums = np.hstack([sums, found.meteor_statistics])
     return Scores(figures, values, list(predictions), sums.tolist())
+
+
+def warn_of_one(items: Sequence[Item]) -> None:
+    """Say that CIDEr tells nothing of a single photo."""
+    if len(items) == 1:
+        warnings.warn(
+            "CIDEr of one photo is 0: it weighs words by how many photos they are rare in; score more photos",
+            stacklevel=3,
+        )
 
 
 def with_java_metrics(benchmark: Benchmark, names: Collection[str]) -> Benchmark:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmark import Benchmark, Item, Predictions, Scores
-from vlm.errors import ArgumentError, DataError
+from vlm.errors import ArgumentError, DataError, ImageError
 
 TRAIN = "train"  # the part that a probe learns from
 WORDS = "LOC_synset_mapping.txt"  # ImageNet's folders are named by codes, this file has the words
@@ -16,8 +16,6 @@ WORDS = "LOC_synset_mapping.txt"  # ImageNet's folders are named by codes, this 
 
 def read(folder: Path, split: str) -> list[Item]:
     """Each photo with its class; classes are numbered by the sorted folder names."""
-    from vlm.image import expand_paths
-
     root = folder if split == "all" else folder / split
     if not root.is_dir():
         raise DataError(f"{str(root)!r} is not a folder; for classes in {str(folder)!r} itself give --split all")
@@ -32,8 +30,18 @@ def read(folder: Path, split: str) -> list[Item]:
     return [
         Item(f"{path.name}/{image.name}", image, (name,), choices=names, groups={"class": name})
         for path, name in zip(classes, names, strict=True)
-        for image in expand_paths([str(path)])
+        for image in _photos(path)
     ]
+
+
+def _photos(folder: Path) -> list[Path]:
+    """The photos of a class; none where its folder has none, which can still be what a photo is taken for."""
+    from vlm.image import expand_paths
+
+    try:
+        return expand_paths([str(folder)])
+    except ImageError:
+        return []
 
 
 def _words(path: Path) -> dict[str, str]:

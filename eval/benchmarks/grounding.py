@@ -17,6 +17,7 @@ from eval.benchmark import (
     questions,
     read_json,
     shipped,
+    texts,
     written,
 )
 from vlm.errors import DataError
@@ -96,7 +97,7 @@ def _plain_item(number: int, record: dict[str, Any], folder: Path) -> Item:
         question=record["phrase"],
         box=(SIDE * left, SIDE * top, SIDE * right, SIDE * bottom),
         size=(SIDE, SIDE),
-        groups={"type": tuple(record["types"])} if record.get("types") else {},
+        groups={"type": texts(record["types"])} if record.get("types") else {},
     )
 
 

@@ -36,6 +36,8 @@ def read(file: str, fields: str, folder: Path, split: str) -> list[Item]:
 
 def _ratings(record: dict[str, Any]) -> tuple[float, ...]:
     """Each expert's score, or the share of people who said yes."""
+    if isinstance(record.get("scores"), str):
+        raise ValueError(f"scores={record['scores']!r} where a list of numbers belongs")
     return tuple(map(float, record["scores"])) if "scores" in record else (float(record["yes_share"]),)
 
 

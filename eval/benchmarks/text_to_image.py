@@ -5,7 +5,7 @@ from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, inside, layout, read_json, written
+from eval.benchmark import Benchmark, Item, Predictions, Scores, inside, layout, read_json, texts, written
 from vlm.errors import DataError
 
 PROMPTS = "prompts.json"
@@ -25,9 +25,9 @@ def read_prompts(folder: Path, split: str) -> list[Item]:
 
 def _texts(record: dict[str, Any]) -> tuple[str, ...]:
     prompt, captions = record["prompt"], record.get("captions", [])
-    if not isinstance(prompt, str) or not isinstance(captions, list):
-        raise ValueError(f"{record['file']}: the prompt must be text and captions a list of texts")
-    return (prompt, *captions)
+    if not isinstance(prompt, str):
+        raise ValueError(f"{record['file']}: the prompt must be text")
+    return (prompt, *(texts(captions) if captions else ()))
 
 
 def score_prompts(items: Sequence[Item], predictions: Predictions) -> Scores:

@@ -164,3 +164,88 @@ def test_epoch_order_is_a_permutation_of_its_seed_alone(count, seed):
     assert sorted(order) == list(range(count)) and order == epoch_order(count, seed)
     if count > 50:
         assert order != epoch_order(count, seed + "x")
+
+
+# Data that would poison a training
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"captions": [None]},
+        {"captions": ["a cat", float("nan")]},
+        {"captions": [["a cat"]]},
+        {"captions": {"en": "a cat"}},
+        {"captions": 3},
+        {"caption": [None]},
+        {"captions": ["a cat"], "zh": [None]},
+        {"captions": ["a cat"], "de": [{"text": "eine Katze"}]},
+        {"captions": ["half a pair \ud800"]},
+    ],
+)
+def test_what_is_no_text_is_never_learned(tmp_path, record):
+    bad = {"jpg": b"bytes", "json": record}
+    shard = write_shard(tmp_path / "a.tar", [bad, *[good(i) for i in range(99)]])
+    with pytest.warns(UserWarning, match="photo0000: caption|photo0000: (zh|de)=") as warned:
+        assert len(list(read_samples([shard]))) == 99
+    shown = [str(one.message) for one in warned if one.category is UserWarning]
+    assert len(shown) == 1 and "\n" not in shown[0]
+    assert "1 of 2 records are bad" in refusal([write_shard(tmp_path / "b.tar", [bad, good()])])
+
+
+@pytest.mark.parametrize(
+    "given, meant",
+    [("train", "train"), ("Training", "train"), ("val", "val"), ("Val", "val"), ("validation", "val"), ("dev", "val"),
+     ("VALID", "val"), ("val2017", "val"), ("test", "test"), ("test-dev", "test"), ("Test_2", "test"), (None, "train"),
+     ("private", "private"), (3, "3")],
+)  # fmt: skip
+def test_spellings_of_the_parts(tmp_path, given, meant):
+    (sample,) = read_samples([write_shard(tmp_path / "a.tar", [{"jpg": b"x", "json": {"split": given}}])])
+    assert sample.split == meant
+
+
+@pytest.mark.parametrize(
+    "files, captions",
+    [
+        ({"json": {"caption": "a cat"}}, ("a cat",)),  # img2dataset's
+        ({"json": {"caption": "a cat", "captions": ["two cats"]}}, ("two cats",)),
+        ({"txt": b"a cat\na sofa\n"}, ("a cat", "a sofa")),
+        ({"txt": b"a cat", "json": {"source": "web"}}, ("a cat",)),
+        ({"txt": b"a cat", "json": {"caption": "two cats"}}, ("two cats",)),
+    ],
+)
+def test_captions_as_other_tools_write_them(tmp_path, files, captions):
+    (sample,) = read_samples([write_shard(tmp_path / "a.tar", [{"jpg": b"x", **files}])])
+    assert sample.captions == captions
+
+
+def test_a_photo_without_texts_says_what_is_wanted(tmp_path):
+    assert "KEY.json or KEY.txt" in refusal([write_shard(tmp_path / "a.tar", [{"jpg": b"x"}])])
+    assert "KEY.jpg" in refusal([write_shard(tmp_path / "b.tar", [{"json": {"captions": ["a"]}}])])
+
+
+def test_keys_with_dots(tmp_path):
+    names = [
+        "a.1.jpg",
+        "a.1.json",
+        "a.2.jpg",
+        "a.2.json",
+        "b.jpg",
+        "b.json",
+        "b.mask.png",
+        "c.d/e.f.g.jpg",
+        "c.d/e.f.g.txt",
+    ]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in names:
+            data = json.dumps({"captions": [name]}).encode() if name.endswith("json") else name.encode()
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    found = {sample.key: (sample.image, sample.captions) for sample in read_samples([str(tmp_path / "a.tar")])}
+    assert found == {
+        "a.1": (b"a.1.jpg", ("a.1.json",)),
+        "a.2": (b"a.2.jpg", ("a.2.json",)),
+        "b": (b"b.jpg", ("b.json",)),
+        "c.d/e.f.g": (b"c.d/e.f.g.jpg", ("c.d/e.f.g.txt",)),
+    }

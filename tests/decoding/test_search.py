@@ -50,6 +50,11 @@ def prompts(lengths: list[int], vocab_size: int = 9, seed: int = 1) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
 
 
+def streams(seed: int, encoded: Encoded) -> list[torch.Generator]:
+    """Random numbers of each sample."""
+    return [torch.Generator().manual_seed(seed + sample) for sample in range(len(encoded.states))]
+
+
 @torch.inference_mode()
 def whole(backbone: Seq2Seq, encoded: Encoded, ids: tuple[int, ...], keep: list[int] | None = None) -> list[float]:
     """Log-probability of each token of an answer and of its end, by reading the whole of it at once.
@@ -201,7 +206,7 @@ def test_answers_obey_their_limits(seed, beams, low, extra, ngram, penalty, samp
         sample=sample,
     )
     encoded = backbone.encode(prompts([3, 6]))
-    for i, hypotheses in enumerate(generate(backbone, encoded, config, generator=torch.Generator().manual_seed(seed))):
+    for i, hypotheses in enumerate(generate(backbone, encoded, config, streams=streams(seed, encoded))):
         scores = [h.score for h in hypotheses]
         assert len(hypotheses) <= beams and scores == sorted(scores, reverse=True)
         if not sample:
@@ -310,8 +315,7 @@ def first_token(backbone: Seq2Seq, encoded: Encoded) -> Tensor:
 
 def draws(backbone: Seq2Seq, encoded: Encoded, seed: int, **options) -> list[int]:
     config = replace(GenerationConfig(beams=4000, max_tokens=1, sample=True), **options)
-    generator = torch.Generator().manual_seed(seed)
-    return [h.ids[0] for h in generate(backbone, encoded, config, generator=generator)[0]]
+    return [h.ids[0] for h in generate(backbone, encoded, config, streams=streams(seed, encoded))[0]]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
@@ -333,7 +337,7 @@ def test_draws_repeat_with_their_seed():
     config = GenerationConfig(beams=8, max_tokens=10, sample=True)
 
     def run(seed: int) -> list[list[Hypothesis]]:
-        return generate(backbone, encoded, config, generator=torch.Generator().manual_seed(seed))
+        return generate(backbone, encoded, config, streams=streams(seed, encoded))
 
     assert run(0) == run(0)
     assert run(0) != run(1)

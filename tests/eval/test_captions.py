@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from eval.__main__ import main
+from eval.benchmark import Item
 from eval.benchmarks import find
+from eval.benchmarks.captions import score as score_captions
 from eval.benchmarks.captions import with_java_metrics
 from eval.metrics import captions
 from eval.predict import Tally
@@ -188,3 +190,10 @@ def test_java_metrics_fail_before_the_model_is_loaded(data, monkeypatch, capsys)
         assert error.startswith("error: METEOR needs ") and error.count("\n") == 1
     assert main(["gqa", "--data", str(data), "--java-metrics", "SPICE"]) == 2
     assert capsys.readouterr().err.startswith("error: gqa has no SPICE; --java-metrics is for coco_caption, nocaps, ")
+
+
+def test_cider_of_one_photo_comes_with_a_remark(tmp_path):
+    items = [Item(number, tmp_path / "a.jpg", ("a cat on a sofa",)) for number in range(2)]
+    with pytest.warns(UserWarning, match="CIDEr of one photo is 0"):
+        score_captions(items[:1], ["a cat on a sofa"])
+    score_captions(items, ["a cat on a sofa", "a dog"])  # no remark

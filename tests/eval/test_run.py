@@ -5,15 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from eval.benchmark import Item, check_items
 from eval.benchmarks import find
 from eval.journal import Journal
 from eval.predict import Batches, out_of_memory
 from eval.run import Options, evaluate
 from vlm.errors import ArgumentError, DataError
+from vlm.files.lock import locked
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = ("astronaut", "cat", "coffee", "flower", "rocket")
@@ -354,3 +357,53 @@ def test_no_photo_at_all_is_an_error_even_where_missing_ones_are_allowed(photos,
 def test_impossible_options_are_refused(photos, change):
     with pytest.raises(ArgumentError, match=r"choose one of: vqa, cocoqa|below 1"):
         options(photos, **change)
+
+
+# Two runs at once, and texts that files cannot hold
+
+
+def test_a_second_run_is_refused_while_one_writes(photos, fake):
+    model = fake(answers())
+    with locked(photos.parent / "out"), pytest.raises(ArgumentError, match="another run is writing into"):
+        run(model, options(photos))
+    assert run(model, options(photos))["n"] == 10
+
+
+def test_predictions_that_two_runs_have_both_made_are_no_damage(tmp_path):
+    for rank in range(2):
+        journal = Journal(tmp_path, {"benchmark": "x"})
+        journal.open(rank)
+        journal.append([(1, "a"), (2, "b")])
+        journal.close()
+    assert journal.read()[0] == {1: "a", 2: "b"}
+
+
+def test_a_file_is_no_folder_for_results(photos, fake):
+    with pytest.raises(ArgumentError, match="is a file; name a folder"):
+        run(fake(answers()), options(photos, out=photos / "vqa.json"))
+
+
+def test_half_a_surrogate_pair_in_the_data_ends_no_run(tmp_path, put_photo, fake):
+    put_photo(tmp_path / "data/a.jpg", "cat")
+    put_photo(tmp_path / "data/b.jpg", "coffee")
+    asked = [
+        {"image": f"{name}.jpg", "question_id": name, "question": "what\ud800?", "answers": [f"{name}\udcff"]}
+        for name in "ab"
+    ]
+    (tmp_path / "data/vqa.json").write_text(json.dumps(asked))
+    results = run(fake({"what??": "a?"}), options(tmp_path / "data"))
+    assert results["n"] == 2
+    for file in ("results.json", "items.json", "predictions.json", "report.html"):
+        (tmp_path / "out" / file).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("lacking", [0, 1])
+def test_items_without_answers_among_others_are_refused_before_any_work(photos, lacking):
+    asked = json.loads((photos / "vqa.json").read_text())
+    items = [Item(row["question_id"], photos / row["image"], tuple(row["answers"])) for row in asked]
+    items[lacking] = replace(items[lacking], references=())
+    with pytest.raises(DataError, match=f"1 of 10 items have no answers, {lacking} "):
+        check_items(items, "x")
+    with pytest.raises(DataError, match="10 of 10 items have no captions"):
+        check_items([replace(item, references=()) for item in items], "x", captioned=True)
+    check_items([replace(item, references=()) for item in items], "x")  # a private split

@@ -1,5 +1,6 @@
 """Files that appear whole or not at all."""
 
+import json
 import os
 import signal
 import subprocess
@@ -104,3 +105,24 @@ def test_text_is_utf_8_with_plain_ends_of_lines(tmp_path):
     assert (tmp_path / "new" / "folder" / "a.txt").read_bytes() == "图片\nä\n".encode()
     write_bytes(tmp_path / "new" / "folder" / "a.txt", b"\r\n\x00")
     assert (tmp_path / "new" / "folder" / "a.txt").read_bytes() == b"\r\n\x00"
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "page.html")
+    for text in ("new", "newer"):  # the file is missing at first
+        write_text(tmp_path / "link", text)
+        assert (tmp_path / "link").is_symlink() and (tmp_path / "real" / "page.html").read_text() == text
+
+
+def test_text_that_utf_8_cannot_hold_is_written_as_escapes(tmp_path):
+    record = {"a": "\udcff \ud800 é"}
+    write_text(tmp_path / "a.json", json.dumps(record, ensure_ascii=False))
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == record
+
+
+def test_an_error_names_the_file_and_not_its_partial_copy(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError) as failed, replacing(tmp_path / "gone" / "x") as partial:
+        partial.write_text("")
+    assert failed.value.filename == str(tmp_path / "gone" / "x")

@@ -270,3 +270,17 @@ def test_missing_layout_of_the_tokenizer(folder, field):
 def test_a_layout_that_does_not_fit_the_weights(folder):
     edit(folder, lambda config: config["tokenizer"].update(num_bins=9))
     assert "is not the tokenizer that these weights were trained with" in refusal(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(all_tasks, tmp_path, value):
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(all_tasks, tmp_path / "m")
+    file = tmp_path / "m" / "model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.ndim > 1)
+    tensors[name][0, 0] = value
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        load_folder(tmp_path / "m")

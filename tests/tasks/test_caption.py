@@ -48,12 +48,12 @@ def test_a_bad_file_loses_only_itself(tmp_path, capsys):
     "options, words",
     [
         (["--model", "nosuch"], ["nosuch", "tiny"]),
-        (["--num-captions", "9"], ["num_captions=9", "beams=5"]),
-        (["--num-beams", "0"], ["beams=0"]),
-        (["--batch-size", "0"], ["batch_size=0"]),
+        (["--num-captions", "9"], ["--num-captions 9", "--num-beams 5"]),
+        (["--num-beams", "0"], ["--num-beams 0"]),
+        (["--batch-size", "0"], ["--batch-size 0"]),
         (["--device", "nosuch"], ["nosuch", "cpu"]),
         (["--max-length", "5000"], ["5000"]),
-        (["--max-megapixels", "0.001"], ["cat.jpg", "max_pixels"]),
+        (["--max-megapixels", "0.001"], ["cat.jpg", "--max-megapixels 0.001"]),
     ],
 )
 def test_bad_options_give_one_line(options, words, capsys):

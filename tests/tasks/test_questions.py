@@ -16,6 +16,7 @@ from PIL import Image
 import vlm
 from tasks import classify, entail, ground, summarize, vqa
 from tasks.__main__ import commands, main
+from tasks._command import printable
 from vlm.errors import ArgumentError
 from vlm.predictor import Predictor
 
@@ -165,7 +166,7 @@ def test_a_box_is_printed_and_drawn(run, model, tmp_path):
 
 def test_a_region_is_described(run, model):
     expected = model.describe_region(CAT, (10, 20, 200, 150))
-    assert run("ground", "--image", CAT, "--region", "10,20,200,150") == (0, [expected], [])
+    assert run("ground", "--image", CAT, "--region", "10,20,200,150") == (0, [printable(expected)], [])
     # the second photo is too small for it
     code, out, _ = run("ground", "--image", CAT, "--region", "440,0,2000,50", "--image", COFFEE, "--json")
     records = [json.loads(line) for line in out]
@@ -252,7 +253,7 @@ def test_an_unknown_language(model):
         (["vqa", "--question", "what?", "--answers", ", ,"], ["contains no names"]),
         (["vqa", "--question", "what?", "--top", "0"], ["--top 0"]),
         (["vqa", "--question", "?"], ["contains no words"]),
-        (["vqa", "--question", "what?", "--batch-size", "0"], ["batch_size=0"]),
+        (["vqa", "--question", "what?", "--batch-size", "0"], ["--batch-size 0"]),
         (["ground"], ["--phrase", "--region"]),
         (["ground", "--region", "1,2,3"], ["--region '1,2,3' is not four numbers"]),
         (["ground", "--region", "9,9,5,5"], ["cat.jpg", "9,9,5,5 is not a box in a photo of 451x300"]),

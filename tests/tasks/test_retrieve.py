@@ -92,7 +92,7 @@ def test_unreadable_photos_are_listed_at_the_end(model, photos, tmp_path, capsys
     assert "1 photos (1 new, 0 changed, 0 unchanged, 0 dropped, 4 unreadable)" in out
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 4 and err.endswith(errors[-1] + "\n")
-    assert ["a.jpg" in line for line in errors].count(True) == 1 and "max_pixels=1000" in err
+    assert ["a.jpg" in line for line in errors].count(True) == 1 and "--max-megapixels 0.001" in err
     assert retrieve.main([*command[:-1], "64000000"]) == 1  # only what had failed
     assert "4 photos (3 new, 0 changed, 1 unchanged, 0 dropped, 1 unreadable)" in capsys.readouterr().out
 
@@ -195,7 +195,7 @@ def test_captions_are_kept_where_asked_for(model, tmp_path, capsys):
     [
         (["search", "{index}", ""], ["empty"]),
         (["search", "{index}"], ["nothing to search for"]),
-        (["search", "{index}", "x", "--top", "0"], ["top=0"]),
+        (["search", "{index}", "x", "--top", "0"], ["--top 0"]),
         (["search", "{index}", "x", "--device", "nosuch"], ["nosuch", "cpu"]),
         (["search", "{index}", "--image", "gone.jpg"], ["gone.jpg", "does not exist"]),
         (["search", "{index}", "x", "--model", "{other}"], ["one.pt", "other.pt"]),
@@ -205,7 +205,7 @@ def test_captions_are_kept_where_asked_for(model, tmp_path, capsys):
         (["index", "{photos}", "--out", "{photos}", "--model", "{other}"], ["a folder with other files"]),
         (["index", "{photos}/gone", "--out", "{index}"], ["gone", "No such file"]),
         (["index", "{index}", "--out", "{index}"], ["no photo"]),
-        (["index", "{photos}", "--out", "{index}", "--batch-size", "0"], ["batch_size=0"]),
+        (["index", "{photos}", "--out", "{index}", "--batch-size", "0"], ["--batch-size 0"]),
     ],
 )
 def test_bad_input_is_one_line(command, words, index, photos, model, capsys):

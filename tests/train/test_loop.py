@@ -27,6 +27,7 @@ from vlm.files.bundle import load_folder
 from vlm.models.towers import freeze_batch_norm
 from vlm.tasks.caption import Caption
 from vlm.train.build import build
+from vlm.train.checkpoint import Average, save_checkpoint
 from vlm.train.config import Phase, TrainConfig, from_json
 from vlm.train.loop import Batch, Trainer
 from vlm.train.plan import learning_rate, split_samples
@@ -349,3 +350,37 @@ def test_the_beams_of_a_photo_compete(tmp_path):
     assert [rewarded[photo] for photo in step.photos] == expected
     rewards = [value for photo, sentences in rewarded.items() for value in reward(photo, sentences)]
     assert figures["reward"] == pytest.approx(sum(rewards) / len(rewards))
+
+
+# Runs that must not end as if they had succeeded
+
+
+@pytest.mark.parametrize("phase", [{"lr": 1e9}, {"tower_lr": 1e12}, {"lr": 1e30, "clip_norm": 1e30}])
+def test_a_run_that_diverges_stops_and_keeps_the_last_good_checkpoint(tmp_path, phase):
+    made = {"name": "a", "epochs": 20, "batch_size": 3, "texts_per_photo": 2, "warmup": 0.0, **phase}
+    run = trainer(tmp_path, config([made]), samples(12))
+    with pytest.raises(DataError, match=r"diverged at step \d+: the (loss|gradient norm) is (nan|inf)") as stopped:
+        run.run()
+    assert "--phases.0.lr" in str(stopped.value) and not (tmp_path / "a").exists()
+    if run.checkpoint.exists():
+        assert all(
+            tensor.isfinite().all() for tensor in load_file(run.checkpoint).values() if tensor.is_floating_point()
+        )
+
+
+def test_another_number_of_processes_is_called_so(tmp_path):
+    run = trainer(tmp_path, config(PHASES[:1]), samples(6))
+    counters = {"config": run._fingerprint(0).replace(", 1]]", ", 4]]"), "phase": 0, "step": 1}
+    save_checkpoint(
+        run.checkpoint, run.module, torch.optim.AdamW(run.module.parameters()), Average(run.module, 0.9), counters
+    )
+    with pytest.raises(DataError, match="written by 4 processes, and now there are 1; continue with 4"):
+        run.run()
+
+
+def test_only_train_trains_and_validation_validates():
+    parts = ["train", "val", "test", "private", "train"]
+    found = [replace(sample, split=part) for sample, part in zip(samples(5), parts, strict=True)]
+    with pytest.warns(UserWarning, match="left out photos .*: 1 of 'private', 1 of 'test'"):
+        train, val = split_samples(found, 0, ["caption"])
+    assert [s.key for s in train] == ["set0", "set4"] and [s.key for s in val] == ["set1"]

@@ -43,7 +43,7 @@ def read_annotations(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError(f"annotations {str(file)!r} cannot be read: {reason}; check the path") from None
 
 
-def join_annotations(samples: Iterable[Sample], paths: Sequence[str | Path]) -> list[Sample]:
+def join_annotations(samples: Iterable[Sample], paths: str | Path | Sequence[str | Path]) -> list[Sample]:
     """Samples with the fields that files of annotations add to their records; fields of later files win.
 
     Raises:
@@ -52,7 +52,7 @@ def join_annotations(samples: Iterable[Sample], paths: Sequence[str | Path]) -> 
     samples = list(samples)
     keys = {sample.key for sample in samples}
     added: dict[str, dict[str, Any]] = {}
-    for path in paths:
+    for path in [paths] if isinstance(paths, str | Path) else paths:
         found = 0
         for key, fields in read_annotations(path):
             if key in keys:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import random
 from collections.abc import Sequence
 from itertools import islice
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from vlm.data.augment import Augmentation, View, may_flip, random_view
 from vlm.data.shards import Sample, Skipped
 from vlm.data.stream import ordered_map
-from vlm.errors import ImageError
+from vlm.errors import DataError, ImageError
 from vlm.files.atomic import write_text
 from vlm.image import ImageTransform, load_image
 from vlm.models.towers import Tower, trunk_features, trunk_tensors
@@ -90,6 +91,7 @@ def cached_features(
         state.unlink(missing_ok=True)  # it must not vouch for the file that is overwritten now
     features = open_memmap(file, mode="r+" if done else "w+", dtype=np.float16, shape=shape)
     parts = open_memmap(boxes, mode="r+" if done else "w+", dtype=np.float32, shape=(*shape[:2], 5))
+    _reserve(file)
     skipped = Skipped(len(samples))
     jobs = [(i, v) for i in range(len(samples)) for v in range(views)]
 
@@ -118,6 +120,24 @@ def cached_features(
                 parts.flush()
                 write_text(state, json.dumps({"stamp": stamp, "done": done}))
     return KeptFeatures(open_memmap(file, mode="r"), np.load(boxes))
+
+
+def _reserve(file: Path) -> None:
+    """Take the space of a mapped file: a process that writes to a map on a full disk is killed.
+
+    Raises:
+        DataError: there is not enough space.
+    """
+    size = file.stat().st_size
+    try:
+        with file.open("r+b") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        raise DataError(
+            f"{str(file)!r} takes {size / 1e9:.1f} GB and cannot be written: {error.strerror}; free some space, or "
+            "lower views"
+        ) from None
 
 
 def _stamp(samples: Sequence[Sample], tower: Tower, stage: int, *settings: object) -> str:

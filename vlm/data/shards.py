@@ -6,8 +6,9 @@ only, so that a training that was killed finds its place again by counting.
 
 import json
 import random
+import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,14 @@ from typing import Any
 from vlm.errors import DataError
 
 IMAGE_KEYS = ("jpg", "jpeg", "png", "webp")
+TEXT_KEYS = ("json", "txt")
+LANGUAGES = ("zh", "de")  # fields of captions in other languages
+# how data sets call their parts; photos of any other part are left out of training
+SPLITS = {
+    **dict.fromkeys(("train", "training", "restval"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "development", "minival"), "val"),
+    **dict.fromkeys(("test", "testing", "testdev", "minitest"), "test"),
+}
 MAX_BAD = 0.01  # share of damaged samples above which a run fails
 
 
@@ -27,7 +36,7 @@ class Sample:
         image: the encoded file.
         captions: English sentences.
         source: data set the photo comes from.
-        split: "train" or "val".
+        split: "train", "val" or "test", or the record's own word where it is none of `SPLITS`.
         squashed: the file was stored square, whatever the photo's aspect ratio.
         fields: the whole JSON record.
         intact: training neither crops, mirrors nor recolours the photo.
@@ -49,8 +58,8 @@ class Sample:
     def texts(self) -> Iterator[str]:
         """What is said about the photo: captions in all languages, and questions with their answers."""
         yield from self.captions
-        for language in ("zh", "de"):
-            yield from map(str, self.fields.get(language) or ())
+        for language in LANGUAGES:
+            yield from texts_of(self.fields, language)
         for item in self.fields.get("vqa") or ():
             yield f"{item.get('question')} {item.get('answers')}" if isinstance(item, dict) else str(item)
 
@@ -68,7 +77,7 @@ def find_shards(data: str | Path) -> list[str]:
     return shards
 
 
-def read_samples(shards: Sequence[str], max_bad: float = MAX_BAD) -> Iterator[Sample]:
+def read_samples(shards: str | Sequence[str], max_bad: float = MAX_BAD) -> Iterator[Sample]:
     """Every sample of the shards, in order.
 
     Records that cannot be read are skipped with a warning.
@@ -82,17 +91,16 @@ def read_samples(shards: Sequence[str], max_bad: float = MAX_BAD) -> Iterator[Sa
     """
     bad: list[str] = []
     total = 0
-    for shard in shards:
+    for shard in [shards] if isinstance(shards, str) else shards:
         for record in _records(shard):
             total += 1
-            sample = _parse(record)
-            if sample is None:
-                bad.append(f"{shard}:{record['__key__']}")
-                warnings.warn(f"skipped {bad[-1]}: no image or no readable JSON", stacklevel=2)
-            else:
-                yield sample
+            try:
+                yield _parse(record)
+            except DataError as error:
+                bad.append(f"{shard}:{record['__key__']}: {error}")
+                warnings.warn(f"skipped {bad[-1]}", stacklevel=2)
     if bad and len(bad) > max_bad * total:
-        raise DataError(f"{len(bad)} of {total} records are bad, the first is {bad[0]}; rebuild the shards")
+        raise DataError(f"{len(bad)} of {total} records are bad, the first is {bad[0]}; correct the shards")
 
 
 def _records(shard: str) -> Iterator[dict[str, Any]]:
@@ -102,7 +110,9 @@ def _records(shard: str) -> Iterator[dict[str, Any]]:
     _check_end(shard)
     try:
         # every process of a training reads all shards and takes its share of the samples: nothing is split here
-        yield from wds.WebDataset([shard], shardshuffle=False, empty_check=False, nodesplitter=None)  # type: ignore[arg-type]
+        grouped = wds.WebDataset([shard], shardshuffle=False, empty_check=False, nodesplitter=None)  # type: ignore[arg-type]
+        for record in grouped:
+            yield from split_record(record)
     except Exception as error:  # tarfile and the decompressors that it calls raise nearly anything
         reason = str(error.args[0] if error.args else type(error).__name__).splitlines()[0]
         raise DataError(f"{shard!r} cannot be read as a tar shard: {reason}; build or download it again") from None
@@ -122,25 +132,76 @@ def _check_end(shard: str) -> None:
                 raise DataError(f"{shard!r} is truncated or not a tar file; build or download it again")
 
 
-def _parse(record: dict[str, Any]) -> Sample | None:
+def split_record(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """The records in one of webdataset's, which ends a key at its first dot.
+
+    `a.1.jpg` and `a.1.json` are of the key `a.1` where both are there; `a.jpg`, `a.json` and `a.mask.png` are of `a`.
+    """
+    parts: dict[str, set[str]] = {}
+    for name in record:
+        stem, _, kind = name.rpartition(".")
+        parts.setdefault(stem, set()).add(kind)
+    own = [stem for stem, kinds in parts.items() if stem and kinds & {*IMAGE_KEYS} and kinds & {*TEXT_KEYS}]
+    if not own:
+        return [record]
+    found: list[dict[str, Any]] = []
+    for stem in own:
+        start = f"{stem}."
+        files = {name.removeprefix(start): value for name, value in record.items() if name.rpartition(".")[0] == stem}
+        found.append({"__key__": f"{record['__key__']}.{stem}", **files})
+    rest = {name: value for name, value in record.items() if name.rpartition(".")[0] not in own}
+    return [*([rest] if parts.get("", set()) & {*IMAGE_KEYS, *TEXT_KEYS} else []), *found]
+
+
+def _parse(record: dict[str, Any]) -> Sample:
+    """A record as a sample.
+
+    Raises:
+        DataError: it lacks a photo or its texts, or holds something else where texts belong.
+    """
     image = next((record[key] for key in IMAGE_KEYS if key in record), None)
-    try:
-        fields = json.loads(record["json"])
-        captions = fields.get("captions", ())
-        captions = (captions,) if isinstance(captions, str) else tuple(map(str, captions))
-    except (KeyError, ValueError, AttributeError, TypeError):
-        return None
     if image is None:
-        return None
+        raise DataError(f"no photo beside the texts; name it KEY.{', KEY.'.join(IMAGE_KEYS)}")
+    try:
+        fields = json.loads(record["json"]) if "json" in record else {}
+        if "txt" in record and not fields.get("captions") and not fields.get("caption"):
+            fields["captions"] = record["txt"].decode().splitlines()
+        split = fields.get("split")
+    except (ValueError, AttributeError, TypeError):
+        raise DataError("the JSON or text beside the photo is damaged, or no object; write it anew") from None
+    if "json" not in record and "txt" not in record:
+        raise DataError("no readable JSON beside the photo; give captions in KEY.json or KEY.txt")
+    if fields.get("captions", ()) is None:
+        raise DataError("captions are null; give texts, or leave the field out")
+    captions = texts_of(fields, "captions") or texts_of(fields, "caption")  # img2dataset's name
+    for language in LANGUAGES:
+        texts_of(fields, language)
     return Sample(
         record["__key__"],
         image,
         captions,
         str(fields.get("source", "")),
-        str(fields.get("split", "train")),
+        "train" if split is None else SPLITS.get(re.sub(r"[\W_\d]+", "", str(split)).lower(), str(split)),
         bool(fields.get("squashed", False)),
         fields,
     )
+
+
+def texts_of(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    """The texts of a field of a record; one text is a list of one.
+
+    Raises:
+        DataError: the field holds something else, such as null, which would be learned as a word.
+    """
+    found = fields.get(name)
+    texts = () if found is None else (found,) if isinstance(found, str) else found
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{name}={str(found)[:60]} is no list of texts; correct it")
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{name} holds half of a surrogate pair, which is no character; correct it") from None
+    return tuple(texts)
 
 
 class Skipped:

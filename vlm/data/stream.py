@@ -32,7 +32,7 @@ def ordered_map(
 def stream_batches(
     images: Sequence[Any],
     prepare: Callable[[Any], Prepared],
-    ask: Callable[[list[Prepared]], Iterable[Result]],
+    ask: Callable[[list[Prepared], list[int]], Iterable[Result]],
     batch_size: int,
 ) -> Iterator[Result | ImageError]:
     """Prepare photos on threads and ask about them in batches; a photo that cannot be used is lost alone.
@@ -40,7 +40,7 @@ def stream_batches(
     Args:
         images: photos in any form.
         prepare: one photo to what the networks read, or an ImageError.
-        ask: a batch of prepared photos to one result each.
+        ask: a batch of prepared photos, with the place of each among all photos, to one result each.
         batch_size: photos of a batch.
 
     Yields:
@@ -59,7 +59,8 @@ def stream_batches(
             return error
 
     prepared = ordered_map(attempt, images, ahead=2 * batch_size)
-    while part := list(islice(prepared, batch_size)):
-        good = [item for item in part if not isinstance(item, ImageError)]
-        found: Iterator[Result] = iter(ask(good) if good else ())
-        yield from (item if isinstance(item, ImageError) else next(found) for item in part)
+    numbered = enumerate(prepared)
+    while part := list(islice(numbered, batch_size)):
+        good = [(place, item) for place, item in part if not isinstance(item, ImageError)]
+        found: Iterator[Result] = iter(ask([item for _, item in good], [place for place, _ in good]) if good else ())
+        yield from (item if isinstance(item, ImageError) else next(found) for _, item in part)

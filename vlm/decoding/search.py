@@ -8,6 +8,7 @@ it has `beams` finished hypotheses, and scores are divided by `length ** length_
 # the types that torch gives some of its results are unknown
 # pyright: reportUnknownMemberType=false, reportUnknownArgumentType=false, reportUnknownVariableType=false
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -114,11 +115,11 @@ def generate(
     trie: Trie | None = None,
     prefix_ids: Tensor | None = None,
     codes: bool = False,
-    generator: torch.Generator | None = None,
+    streams: Sequence[torch.Generator] | None = None,
 ) -> list[list[Hypothesis]]:
     """Write answers to every encoded sample.
 
-    A sample's answers depend on nothing but itself, unless tokens are drawn: then on its place in the batch too.
+    A sample's answers depend on nothing but itself and, where tokens are drawn, on its own random numbers.
 
     Args:
         backbone: in evaluation mode.
@@ -129,7 +130,7 @@ def generate(
         prefix_ids: `int64[batch, words]`, tokens that an answer must begin with, padded on the right with 1. They count
             in scores and lengths; a trie begins after them (with `mask_after_softmax`, before).
         codes: write image codes, one for each cell of the grid.
-        generator: source of randomness of `sample`; None: torch's own.
+        streams: random numbers of each sample for `config.sample`, on the CPU; None: torch's own.
 
     Returns:
         For each sample its finished answers, best first: `beams` of them, fewer where a trie or the other limits allow
@@ -138,7 +139,7 @@ def generate(
     Raises:
         ArgumentError: limits that exclude each other, or that this backbone cannot hold.
     """
-    return _Search(backbone, encoded, config, source_words, trie, prefix_ids, codes, generator).run()
+    return _Search(backbone, encoded, config, source_words, trie, prefix_ids, codes, streams).run()
 
 
 class _Search:
@@ -164,11 +165,11 @@ class _Search:
         trie: Trie | None,
         prefix_ids: Tensor | None,
         codes: bool,
-        generator: torch.Generator | None,
+        streams: Sequence[torch.Generator] | None,
     ):
         batch, device = encoded.states.shape[0], encoded.states.device
         rows = batch * config.beams
-        self.backbone, self.config, self.codes, self.generator = backbone, config, codes, generator
+        self.backbone, self.config, self.codes, self.streams = backbone, config, codes, streams
         self.limit = config.token_limit(source_words)
         self._check_sizes()
         self.start, self.end = config.allowed or (NUM_SPECIALS, backbone.config.vocab_size)
@@ -333,11 +334,21 @@ class _Search:
         probs = kept.softmax(-1)
         # a row without any allowed token draws what it likes: its sum is -inf
         probs = torch.where(probs[:, :1].isnan(), 1.0, probs)
-        choice = torch.multinomial(probs, 1, generator=self.generator)
+        # the first token at which the cumulated probability exceeds a uniform number; float64: many small numbers
+        total = probs.double().cumsum(1)
+        choice = torch.searchsorted(total, self._uniform().to(total) * total[:, -1:], right=True)
         column = choice if columns is None else columns.gather(1, choice)
         sums = self.sums[:, step : step + 1] + log_probs.gather(1, column)
         beams = torch.arange(config.beams, device=column.device).expand(len(self.samples), -1)
         return sums.view(-1, config.beams), beams, column.view(-1, config.beams)
+
+    def _uniform(self) -> Tensor:
+        """Random numbers in [0, 1), `float32[rows, 1]`; those of a sample come from its own stream."""
+        if self.streams is None:
+            return torch.rand(len(self.samples) * self.config.beams, 1, dtype=torch.float32)
+        beams, streams = self.config.beams, self.streams  # float32: whatever the default type, the same numbers
+        drawn = [torch.rand(beams, generator=streams[sample], dtype=torch.float32) for sample in self.samples]
+        return torch.cat(drawn)[:, None]
 
     def advance(self, step: int, sums: Tensor, beams: Tensor, columns: Tensor) -> None:
         """Take note of the continuations that end, and make the best others the next hypotheses.

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from vlm.data.stream import ordered_map
 from vlm.encoders.folding import fold_batch_norms
-from vlm.errors import ArgumentError, ModelError
+from vlm.errors import ArgumentError, ModelError, check_list
 from vlm.files.digest import weights_sha256
-from vlm.image import ImageSource, load_image
+from vlm.image import ImageSource, check_photos, load_image
+from vlm.tokenizer import check_unicode
 
+AT_ONCE = 32  # photos or sentences of a list that go through the network together
 FOLDING_TOLERANCE = 1e-4  # on each number of a vector of unit length
 
 
@@ -49,9 +52,18 @@ class Encoders(nn.Module):
         """Sentences to `int64[batch, tokens]`.
 
         Raises:
-            ArgumentError: the model has no text encoder.
+            ArgumentError: the model has no text encoder, `texts` is one string, or one of them is not text.
         """
+        check_list("texts", texts)
+        return self.token_ids([check_unicode(text) for text in texts])
+
+    def token_ids(self, texts: list[str]) -> Tensor:
+        """What `tokenize` makes of texts that were checked."""
         raise ArgumentError(f"{self.name!r} reads photos only; load a pair such as 'tiny' to encode text")
+
+    def knows(self, text: str) -> bool:
+        """Whether the tokenizer knows any part of a text, or a sign of its script."""
+        return True
 
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         """The features that the backbone reads, `[batch, patches, channels]`."""
@@ -75,7 +87,12 @@ class Encoders(nn.Module):
             ImageError: a photo cannot be used.
         """
         if not isinstance(images, Tensor):
+            check_photos(images)
+            if not len(images):
+                raise ArgumentError("there are no photos; give one or more")
             images = torch.stack([self.image_transform(load_image(image)) for image in images])
+        elif images.ndim != 4:
+            raise ArgumentError(f"prepared photos of shape {tuple(images.shape)}; give [batch, 3, height, width]")
         like = next(self.parameters())
         # the order in memory that convolutions are fastest in, on CPUs as on GPUs
         return images.to(like.device, like.dtype, memory_format=torch.channels_last)
@@ -83,24 +100,53 @@ class Encoders(nn.Module):
     def encode_image(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         """Photos to `[batch, dim]`, unit length.
 
+        Under `torch.no_grad()` a list may be of any length. Where gradients are wanted, a list goes through the network
+        in parts, whose activations are computed again for the backward pass.
+
         Args:
             images: `float32[batch, 3, height, width]` made by `image_transform`, or a list of paths, bytes, pictures.
 
         Raises:
             ImageError: a photo cannot be used.
+            ArgumentError: `images` is one photo.
         """
-        return nn.functional.normalize(self.image_vectors(self.pixels(images)), dim=-1)
+        if isinstance(images, Tensor):
+            return self._unit(self.image_vectors(self.pixels(images)))
+        check_photos(images)
+        return self._in_parts(lambda part: self._unit(self.image_vectors(part)), self.pixels, images)
 
     def encode_text(self, texts: Tensor | Sequence[str]) -> Tensor:
-        """Sentences, or what `tokenize` made of them, to `[batch, dim]`, unit length.
+        """Sentences, or what `tokenize` made of them, to `[batch, dim]`, unit length; long lists as in `encode_image`.
 
         Raises:
-            ArgumentError: the model has no text encoder, or `texts` is one string.
+            ArgumentError: the model has no text encoder, or `texts` is one string, or holds something else.
         """
+        if isinstance(texts, Tensor):
+            return self._unit(self.text_vectors(texts.to(self.device)))
         if isinstance(texts, str):
             raise ArgumentError("encode_text takes a list of sentences; put the one you have into a list")
-        ids = texts if isinstance(texts, Tensor) else self.tokenize(texts)
-        return nn.functional.normalize(self.text_vectors(ids.to(self.device)), dim=-1)
+
+        def prepare(part: Sequence[str]) -> Tensor:
+            return self.tokenize(part).to(self.device)
+
+        return self._in_parts(lambda ids: self._unit(self.text_vectors(ids)), prepare, texts)
+
+    def _unit(self, vectors: Tensor) -> Tensor:
+        return nn.functional.normalize(vectors, dim=-1)
+
+    def _in_parts(
+        self, encode: Callable[[Tensor], Tensor], prepare: Callable[[Sequence[Any]], Tensor], inputs: Sequence[Any]
+    ) -> Tensor:
+        """Encode a list of photos or sentences, so that its length does not decide how much memory it takes."""
+        like = next(self.parameters())
+        if not len(inputs):
+            return torch.zeros(0, self.dim, device=like.device, dtype=like.dtype)
+        if self.training or len(inputs) <= AT_ONCE:  # batch norms in training read the whole batch
+            return encode(prepare(inputs))
+        parts = (prepare(inputs[first : first + AT_ONCE]) for first in range(0, len(inputs), AT_ONCE))
+        if torch.is_grad_enabled():
+            return torch.cat([checkpoint(encode, part, use_reentrant=False) for part in parts])
+        return torch.cat([encode(part) for part in parts])
 
     def forward(self, images: Tensor, ids: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Image features, text features and the factor on their cosines, as open_clip's models return them."""
@@ -130,7 +176,7 @@ class Encoders(nn.Module):
         self._digest = digest
         return self
 
-    @torch.inference_mode()
+    @torch.no_grad()  # not inference_mode: a head may be trained on the features
     def encode(
         self, inputs: Sequence[str] | Sequence[ImageSource], batch_size: int = 32, show_progress_bar: bool = False
     ) -> Tensor:
@@ -144,6 +190,9 @@ class Encoders(nn.Module):
         """
         if isinstance(inputs, str):
             raise ArgumentError("encode takes a list; put the one sentence or photo that you have into a list")
+        check_photos(inputs)
+        if batch_size < 1:
+            raise ArgumentError(f"batch_size={batch_size} is below 1; give 1 or more")
         if not inputs:
             return torch.zeros(0, self.dim)
         kinds = {isinstance(item, str) for item in inputs}

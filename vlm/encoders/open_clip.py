@@ -28,8 +28,8 @@ class OpenCLIPEncoders(Encoders):
     def text_vectors(self, ids: Tensor) -> Tensor:
         return self.model.encode_text(ids)  # pyright: ignore[reportCallIssue]
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
-        return self.tokenizer(list(texts))
+    def token_ids(self, texts: list[str]) -> Tensor:
+        return self.tokenizer(texts)
 
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         visual: Any = self.model.visual

@@ -33,7 +33,8 @@ class PairEncoders(Encoders):
         return self.pair.logit_scale
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
-        return self.pair.image(self.tower(pixels).flatten(1, 2))
+        patches = self.tower(pixels).flatten(1, 2)
+        return self.pair.image(patches.to(self.pair.logit_scale.dtype))  # the tower is the backbone's too
 
     def text_vectors(self, ids: Tensor) -> Tensor:
         return self.pair.text_proj(self.pair.text(ids))
@@ -41,9 +42,13 @@ class PairEncoders(Encoders):
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         return self.tower(self.pixels(images)).flatten(1, 2)
 
-    def tokenize(self, texts: Sequence[str]) -> Tensor:
+    def knows(self, text: str) -> bool:
+        unknown = self.tokenizer.token_to_id("[UNK]")
+        return any(i != unknown for i in self.tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def token_ids(self, texts: list[str]) -> Tensor:
         longest = self.pair.config.text.max_positions
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         rows = [[*row[: longest - 1], row[-1]] if len(row) > longest else row for row in rows]  # the end token stays
         width = max(map(len, rows), default=0)
         return torch.tensor([[*row, *[0] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -42,7 +42,7 @@ def rerank(
     Returns:
         The captions, the best first; `weight` times the cosine of photo and caption is added to their scores.
     """
-    photos = encoders.pair.encode_patches(patches)  # [photos, dim]
+    photos = encoders.pair.encode_patches(patches.to(encoders.pair.logit_scale))  # [photos, dim]
     texts = encoders.encode_text([caption.text for found in captions for caption in found])
     owners = torch.repeat_interleave(torch.tensor([len(found) for found in captions]))
     cosines = iter((photos[owners.to(photos.device)] * texts).sum(1).tolist())

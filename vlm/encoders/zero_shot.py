@@ -1,23 +1,30 @@
 """Labels for photos, of any list: a pair of encoders compares each photo with sentences about the labels."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from vlm.data.stream import stream_batches
 from vlm.decoding.answer import Answer
 from vlm.encoders.base import Encoders
-from vlm.errors import ArgumentError, ImageError
-from vlm.image import MAX_PIXELS, ImageSource, load_image
+from vlm.errors import ArgumentError, ImageError, check_list
+from vlm.image import MAX_PIXELS, ImageSource, check_photos, load_image
 
 TEMPLATES = ("a photo of a {}.",)  # sentences that labels are put into
 SENTENCES = 256  # that are encoded at once
+MANY = 1000  # sentences from which a progress bar is worth its line
 
 
+@torch.no_grad()
 def label_features(
-    encode_text: Callable[[list[str]], Any], labels: Sequence[str], templates: Sequence[str] = TEMPLATES
+    encode_text: Callable[[list[str]], Any],
+    labels: Sequence[str],
+    templates: Sequence[str] = TEMPLATES,
+    show_progress_bar: bool = False,
 ) -> Tensor:
     """Directions of labels: of each, the mean of its sentences' (CLIP, Radford et al., 2021, section 3.1.4).
 
@@ -25,6 +32,7 @@ def label_features(
         encode_text: sentences to vectors of unit length, a tensor or an array, `[sentences, dim]`.
         labels: names.
         templates: sentences with `{}` where a label belongs.
+        show_progress_bar: on stderr, where there are many sentences.
 
     Returns:
         `float32[labels, dim]`, unit length, on the CPU.
@@ -32,14 +40,48 @@ def label_features(
     Raises:
         ArgumentError: a template has no place for a label, or there is none.
     """
+    check_list("templates", templates)
+    check_list("labels", labels)
+    if not labels:
+        raise ArgumentError("there are no labels; name some")
     if not templates:
         raise ArgumentError(f"there are no templates; give sentences such as {TEMPLATES[0]!r}")
     if wrong := [template for template in templates if "{}" not in template]:
         raise ArgumentError(f"template {wrong[0]!r} has no place for a label; write {{}} there: {TEMPLATES[0]!r}")
     sentences = [template.replace("{}", label) for label in labels for template in templates]
-    parts = [encode_text(sentences[first : first + SENTENCES]) for first in range(0, len(sentences), SENTENCES)]
-    features = torch.cat([torch.as_tensor(part).float().cpu() for part in parts])
+    order = sorted(range(len(sentences)), key=lambda row: len(sentences[row]))  # less padding
+    features = torch.empty(0)
+    bar = tqdm(total=len(order), unit="sentence", disable=not show_progress_bar or len(order) <= MANY)
+    with bar:
+        for first in range(0, len(order), SENTENCES):
+            rows = order[first : first + SENTENCES]
+            part = torch.as_tensor(encode_text([sentences[row] for row in rows])).float().cpu()
+            if not first:
+                features = torch.empty(len(order), part.shape[1])
+            features[rows] = part
+            bar.update(len(rows))
     return nn.functional.normalize(features.unflatten(0, (len(labels), len(templates))).mean(1), dim=-1)
+
+
+def warn_of_alike(name: str, kind: str, texts: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+    """Warn of texts that a model cannot tell apart, since they are the same tokens to it.
+
+    Args:
+        name: of the model.
+        kind: what the texts are, in the plural.
+        texts: as the user wrote them.
+        ids: their tokens.
+    """
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for text, row in zip(texts, ids, strict=True):
+        groups.setdefault(tuple(row), []).append(text)
+    if alike := [group for group in groups.values() if len(group) > 1]:
+        warnings.warn(
+            f"{name!r} cannot tell {sum(map(len, alike))} of the {len(texts)} {kind} apart, such as "
+            f"{alike[0][0][:40]!r} and {alike[0][1][:40]!r}: they are the same tokens to it, so that their scores are "
+            "equal; write them in another script or language, or in other words",
+            stacklevel=3,
+        )
 
 
 def classify_each(
@@ -50,6 +92,7 @@ def classify_each(
     templates: Sequence[str] = TEMPLATES,
     batch_size: int = 16,
     max_pixels: int = MAX_PIXELS,
+    show_progress_bar: bool = False,
 ) -> Iterator[list[Answer] | ImageError]:
     """Give many photos one of the labels each; a photo that cannot be used is lost alone.
 
@@ -60,6 +103,7 @@ def classify_each(
         templates: sentences that labels are put into.
         batch_size: photos that go through the network together.
         max_pixels: larger photos are refused.
+        show_progress_bar: on stderr, while many labels are encoded.
 
     Returns:
         For each photo, in order, all labels with their log-probabilities, the likeliest first, or what is wrong
@@ -68,14 +112,16 @@ def classify_each(
     Raises:
         ArgumentError: `templates` is empty, a template has no place for a label, or the encoders read no text.
     """
+    check_photos(images)
     names = list(labels)
     with torch.inference_mode():
-        directions = label_features(encoders.encode_text, names, templates)
+        directions = label_features(encoders.encode_text, names, templates, show_progress_bar)
+        warn_of_alike(encoders.name, "labels", names, encoders.tokenize(names).tolist())
         assert encoders.logit_scale is not None  # it has encoded text
         scale = encoders.logit_scale.exp().cpu()
 
     @torch.inference_mode()
-    def compare(pixels: list[Tensor]) -> list[list[Answer]]:
+    def compare(pixels: list[Tensor], places: list[int]) -> list[list[Answer]]:
         cosines = encoders.encode_image(torch.stack(pixels)).float().cpu() @ directions.T
         ordered, order = (scale * cosines).log_softmax(-1).sort(dim=1, descending=True, stable=True)
         return [

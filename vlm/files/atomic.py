@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -10,15 +10,21 @@ from pathlib import Path
 def replacing(path: str | Path) -> Generator[Path, None, None]:
     """A path to write to; when the block ends, the file there takes the place of `path`.
 
-    Where the block fails, `path` stays as it was. Several processes may write the same file at once.
+    Where the block fails, `path` stays as it was; where it is a link, the file that it leads to is replaced. Several
+    processes may write the same file at once.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        if error.filename == str(partial):  # a name that the user knows
+            error.filename, error.filename2 = str(path), None
+        raise
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # what prevents this has prevented writing, too
+            partial.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -29,5 +35,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a UTF-8 file with `\\n` at the ends of its lines, as `write_bytes`."""
-    write_bytes(path, text.encode())
+    """Write a UTF-8 file with `\\n` at the ends of its lines, as `write_bytes`.
+
+    Half of a surrogate pair, which UTF-8 cannot hold, becomes its escape, in JSON as in Python: `\\ud800`.
+    """
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))

@@ -236,6 +236,10 @@ def _fill(model: torch.nn.Module, file: Path) -> None:
             raise ModelError(
                 f"{str(file)!r}: {name} has shape {tuple(tensor.shape)}, its config says {tuple(expected.shape)}"
             )
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ModelError(
+                f"{str(file)!r}: {name} holds NaN or infinite values, as where a training diverged; take other weights"
+            )
         try:
             state[name] = tensor.to(expected.dtype) if scale is None else from_int8(tensor, scale, expected.dtype)
         except ValueError as error:

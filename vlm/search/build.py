@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice, repeat
 from typing import TYPE_CHECKING, Any
@@ -13,14 +14,16 @@ from tqdm import tqdm
 
 from vlm.data.stream import ordered_map
 from vlm.encoders import Encoders
-from vlm.errors import ArgumentError, ImageError
+from vlm.errors import ArgumentError, ImageError, check_list
+from vlm.files.lock import locked
 from vlm.image import IMAGE_SUFFIX, MAX_PIXELS, load_image
-from vlm.search.index import EXACT_ROWS, open_or_create
+from vlm.search.index import EXACT_ROWS, Index, check_place, open_index, open_or_create
 
 if TYPE_CHECKING:
     from vlm.model import Model
 
 COMMIT_SECONDS = 10.0  # what a killed run loses at most
+LAST_TIME = 2**63 - 1  # nanoseconds after 1970 that an index can hold: the year 2262
 MAX_RATIO = 200  # of the sides: public transforms resize the shorter one first, and a line would become gigabytes
 
 
@@ -60,7 +63,8 @@ def build(
     An index may hold several folders; photos that lie elsewhere than under `folder` stay as they are.
 
     Args:
-        folder: searched with all its subfolders, hidden ones aside; links are followed once.
+        folder: searched with all its subfolders, hidden ones aside; links are followed once. Photos are known by their
+            real paths, so that a folder that is reached through a link is not indexed twice.
         where: as in `open_index`.
         encoders: the model; a later run must name the same one.
         captioner: writes a caption beside each photo that has none yet.
@@ -73,15 +77,41 @@ def build(
     Raises:
         ImageError: there is no photo under `folder`.
         ModelError: another model made the index.
-        ArgumentError: an option has no meaning, or `where` holds something else.
+        ArgumentError: an option has no meaning, `where` holds something else, or another run is writing into it.
         DataError: the index is damaged.
     """
     if batch_size < 1:
         raise ArgumentError(f"batch_size={batch_size} is below 1; give 1 or more")
+    if exact_rows < 0:
+        raise ArgumentError(f"exact_rows={exact_rows} is below 0; give 0 or more")
     photos, unreadable = find_photos(folder)
-    index = open_or_create(where, encoders)
-    root = os.path.join(os.path.abspath(folder), "")
-    before = {path: row for path, row in index.known().items() if path.startswith(root)}
+    where = check_place(where)
+    with nullcontext() if "://" in where else locked(where):
+        index = open_or_create(where, encoders)
+        index.heal()
+        return _update(
+            index, folder, photos, unreadable, encoders, captioner, batch_size, max_pixels, exact_rows, commit_seconds,
+            show_progress_bar,
+        )  # fmt: skip
+
+
+def _update(
+    index: Index,
+    folder: str | os.PathLike[str],
+    photos: dict[str, tuple[int, int]],
+    unreadable: dict[str, ImageError],
+    encoders: Encoders,
+    captioner: "Model | None",
+    batch_size: int,
+    max_pixels: int,
+    exact_rows: int,
+    commit_seconds: float,
+    show_progress_bar: bool,
+) -> BuildReport:
+    """Bring an index up to date with the photos that were found; arguments as in `build`."""
+    # real paths, and those by which earlier versions knew photos in a folder that was reached through a link
+    roots = tuple(os.path.join(path, "") for path in (os.path.realpath(folder), os.path.abspath(folder)))
+    before = {path: row for path, row in index.known().items() if path in photos or path.startswith(roots)}
     closed = tuple(os.path.join(path, "") for path in unreadable)  # what lies in there may well be there
     gone = [path for path in before if path not in photos and not path.startswith(closed)]
     index.drop(gone)
@@ -123,6 +153,43 @@ def build(
     return report
 
 
+def prune(where: str | os.PathLike[str], folders: Sequence[str | os.PathLike[str]] = ()) -> int:
+    """Drop the photos of an index whose files are gone, and all photos under some folders.
+
+    A photo whose folder cannot be read, such as one on a drive that is not there, counts as gone only where the system
+    says that no such file exists.
+
+    Returns:
+        How many were dropped.
+
+    Raises:
+        DataError: there is no index, or it is damaged.
+        ArgumentError: another run is writing into the index, or `folders` is one text.
+    """
+    check_list("folders", folders)
+    index = open_index(where)
+    roots = tuple(
+        os.path.join(path, "") for folder in folders for path in (os.path.realpath(folder), os.path.abspath(folder))
+    )
+    with nullcontext() if "://" in index.where else locked(index.where):
+        index.heal()
+        gone = [path for path in index.known() if path.startswith(roots) or not _exists(path)]
+        index.drop(gone)
+        if gone:
+            index.tune()
+    return len(gone)
+
+
+def _exists(path: str) -> bool:
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def find_photos(folder: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, int]], dict[str, ImageError]]:
     """All photos under a folder, by absolute path, and the files and folders that cannot be read.
 
@@ -142,7 +209,7 @@ def find_photos(folder: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, in
     def fail(error: OSError) -> None:
         failed[error.filename] = ImageError(f"{error.filename!r} cannot be read: {error.strerror}; check the path")
 
-    for place, folders, names in os.walk(os.path.abspath(folder), onerror=fail, followlinks=True):
+    for place, folders, names in os.walk(os.path.realpath(folder), onerror=fail, followlinks=True):
         try:
             status = os.stat(place)
         except OSError as error:
@@ -155,8 +222,9 @@ def find_photos(folder: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, in
         # Links last: what is both a folder and the target of a link beside it keeps the folder's name.
         folders[:] = [name for name in folders if name[0] != "."]
         folders.sort(key=lambda name: (os.path.islink(os.path.join(place, name)), name))
+        real = os.path.realpath(place)
         for name in sorted(names):
-            path = os.path.join(place, name)
+            path = os.path.join(real, name)
             if name[0] == "." or not IMAGE_SUFFIX.fullmatch(os.path.splitext(name)[1]):
                 continue
             try:
@@ -167,7 +235,7 @@ def find_photos(folder: str | os.PathLike[str]) -> tuple[dict[str, tuple[int, in
             except UnicodeEncodeError:
                 failed[path] = ImageError(f"{path!r} has a name that is not UTF-8; rename it")
             else:
-                photos[path] = (status.st_size, status.st_mtime_ns)
+                photos[path] = (status.st_size, min(max(status.st_mtime_ns, -LAST_TIME), LAST_TIME))
     if not photos:
         nothing = ImageError(f"{os.fspath(folder)!r} and its subfolders contain no photos; give another folder")
         raise next(iter(failed.values()), nothing)

@@ -7,6 +7,9 @@ commits of LanceDB, which happen whole or not at all: a run that is killed leave
 
 import json
 import os
+import re
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from vlm.encoders import Encoders
-from vlm.errors import ArgumentError, DataError, ModelError, VLMError
-from vlm.image import ImageSource
+from vlm.errors import ArgumentError, DataError, ModelError, VLMError, check_list
+from vlm.image import ImageSource, check_photos
+from vlm.tokenizer import check_unicode
 
 EXACT_ROWS = 50_000  # rows up to which every vector is compared
 RECALL_QUERIES = 100  # stored photos that ask for their neighbours when the recall is measured
@@ -58,6 +62,7 @@ class Index:
 
     def __len__(self) -> int:
         with _explained(self.where):
+            self.table.checkout_latest()
             return self.table.count_rows()
 
     def check(self, encoders: Encoders) -> None:
@@ -125,6 +130,7 @@ class Index:
     def known(self) -> dict[str, tuple[int, int, bool]]:
         """Size, time of change, and whether there is a caption, of each photo by its path."""
         with _explained(self.where):
+            self.table.checkout_latest()  # others may have written since it was opened
             rows = self.table.search().select(["path", "size", "mtime", "caption"]).limit(None).to_arrow()
         sizes, times = rows["size"].to_pylist(), rows["mtime"].to_pylist()
         states = zip(sizes, times, rows["caption"].is_valid().to_pylist(), strict=True)
@@ -136,8 +142,16 @@ class Index:
 
         if rows:
             with _explained(self.where):
+                self.table.checkout_latest()  # what others have added since is replaced, not added again
                 merge = self.table.merge_insert("path").when_matched_update_all().when_not_matched_insert_all()
                 merge.execute(pyarrow.Table.from_pylist(rows, schema=self.table.schema))
+
+    def heal(self) -> None:
+        """Drop photos that are there several times, as two runs at once could leave them; they are encoded anew."""
+        with _explained(self.where):
+            self.table.checkout_latest()
+            paths = Counter(self.table.search().select(["path"]).limit(None).to_arrow()["path"].to_pylist())
+        self.drop([path for path, times in paths.items() if times > 1])
 
     def drop(self, paths: Sequence[str]) -> None:
         """Remove photos."""
@@ -194,6 +208,20 @@ def open_index(where: str | os.PathLike[str]) -> Index:
     return Index(where, table, maker)
 
 
+def check_place(where: str | os.PathLike[str]) -> str:
+    """An address where an index is or may be made, with the home folder written out.
+
+    Raises:
+        ArgumentError: it holds something else.
+    """
+    where = _local(where)
+    if os.path.isfile(where):
+        raise ArgumentError(f"{where!r} is a file; name a folder for the index")
+    if os.path.isdir(where) and {name for name in os.listdir(where) if name[0] != "."} - {f"{_TABLE}.lance"}:
+        raise ArgumentError(f"{where!r} is a folder with other files in it, not an index; name another folder")
+    return where
+
+
 def open_or_create(where: str | os.PathLike[str], encoders: Encoders) -> Index:
     """The index at `where` after a check that `encoders` made it; a new, empty one where there is none.
 
@@ -202,11 +230,7 @@ def open_or_create(where: str | os.PathLike[str], encoders: Encoders) -> Index:
         ArgumentError: `where` holds something else, or LanceDB is not installed.
         DataError: the index is damaged.
     """
-    where = _local(where)
-    if os.path.isfile(where):
-        raise ArgumentError(f"{where!r} is a file; name a folder for the index")
-    if os.path.isdir(where) and {name for name in os.listdir(where) if name[0] != "."} - {f"{_TABLE}.lance"}:
-        raise ArgumentError(f"{where!r} is a folder with other files in it, not an index; name another folder")
+    where = check_place(where)
     if _table(where) is not None:
         index = open_index(where)
         index.check(encoders)
@@ -229,7 +253,7 @@ def open_or_create(where: str | os.PathLike[str], encoders: Encoders) -> Index:
         return Index(where, lancedb.connect(where).create_table(_TABLE, schema=schema), maker)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def query_vector(
     encoders: Encoders, text: str | None = None, *, images: Sequence[ImageSource] = (), minus: Sequence[str] = ()
 ) -> Tensor:
@@ -239,18 +263,22 @@ def query_vector(
         ArgumentError: there is nothing to search for, or it cancels out.
         ImageError: a photo cannot be used.
     """
+    check_list("minus", minus)
+    check_photos(images)
     texts = [*([] if text is None else [text]), *minus]
     if text is None and not images:
         raise ArgumentError("there is nothing to search for; give a sentence or a photo")
     for words in texts:
-        if not words.strip():
+        if not check_unicode(words).strip():
             raise ArgumentError(f"the query {words!r} is empty; say what to search for")
-        try:
-            words.encode()
-        except UnicodeEncodeError:  # a command line in another encoding
-            raise ArgumentError(f"the query {words!r} is not Unicode text; type it in UTF-8") from None
     parts = []
     if texts:
+        if unknown := [words for words in texts if not encoders.knows(words)]:
+            warnings.warn(
+                f"{encoders.name!r} knows no part of the query {unknown[0][:40]!r}, so that all such queries find the "
+                "same; write it in another script or language",
+                stacklevel=2,
+            )
         vectors = encoders.encode_text(texts).float()
         parts += [vectors[:1].sum(0) - vectors[1:].sum(0) if text is not None else -vectors.sum(0)]
     if images:
@@ -298,6 +326,11 @@ def _explained(where: str) -> Iterator[None]:
         raise
     except BaseException as error:  # pyo3's PanicException is no Exception
         reason = next(iter(str(error).splitlines()), type(error).__name__).partition(", /")[0][:200]
+        if full := re.search(r"no space left|read-only|permission denied|quota|too large", str(error), re.IGNORECASE):
+            raise DataError(
+                f"index {where!r} cannot be written: {full[0].lower()}; free some space, check the permissions, or "
+                "index into another folder"
+            ) from error
         raise DataError(
             f"index {where!r} cannot be used ({reason}); if it is damaged, remove it and index the photos again"
         ) from error

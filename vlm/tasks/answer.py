@@ -94,8 +94,10 @@ class AnswerQuestion(Task):
 
     @classmethod
     def texts(cls, sample: Sample) -> Iterator[str]:
-        for item in sample.fields.get("vqa", ()):
-            yield from (" " + str(text) for text in (item["question"], *item["answers"]))
+        questions(sample)  # refuses what is not text
+        for item in sample.fields.get("vqa") or ():
+            answers = [item["answers"]] if isinstance(item["answers"], str) else item["answers"]
+            yield from (" " + text for text in (item["question"], *answers))
 
     def examples(self, sample: Sample, rng: random.Random, count: int) -> list[TrainingExample]:
         found: list[TrainingExample] = []
@@ -183,7 +185,7 @@ def questions(sample: Sample, answer_sets: Sequence[str] = ()) -> list[Question]
     found: list[Question] = []
     for item in sample.fields.get("vqa") or ():
         try:
-            text, given = item["question"], item["answers"]
+            text, given = "" + item["question"], item["answers"]  # TypeError: it is not text
             given = [given] if isinstance(given, str) else given
             answers = [clean for answer in given if (clean := " ".join(answer.lower().split()))]
             joined = [", ".join(answers)] if answers and item.get("source") in answer_sets else answers
@@ -191,7 +193,7 @@ def questions(sample: Sample, answer_sets: Sequence[str] = ()) -> list[Question]
             shown = str(item)[:60]
             raise DataError(f"sample {sample.key!r}: vqa holds {shown}; give objects of question and answers") from None
         if joined:
-            found.append(Question(str(text), tuple(joined)))
+            found.append(Question(text, tuple(joined)))
     return found
 
 

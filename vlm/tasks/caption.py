@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 
-from vlm.data.shards import Sample
+from vlm.data.shards import LANGUAGES, Sample, texts_of
 from vlm.decoding.answer import Answer
 from vlm.encoders import reranking
-from vlm.errors import ArgumentError
+from vlm.errors import ArgumentError, DataError
 from vlm.predictor import Photo, Predictor
 from vlm.tasks.base import OFA_BASE, SENTENCE_SEARCH, Task, TrainingExample, choose
 from vlm.tasks.text import clean_caption, strip_punctuation
@@ -84,14 +84,16 @@ class Caption(Task):
         """What people said about a sample in the task's language."""
         if cls.language == "en":
             return sample.captions
-        found = sample.fields.get(cls.language) or ()
-        return (found,) if isinstance(found, str) else [str(text) for text in found]
+        try:
+            return texts_of(sample.fields, cls.language)
+        except DataError as error:
+            raise DataError(f"sample {sample.key!r}: {error}") from None
 
     @classmethod
     def texts(cls, sample: Sample) -> Iterator[str]:
         for caption in sample.captions:
             yield " " + clean_caption(caption)
-        yield from (" " + text for language in ("zh", "de") for text in sample.fields.get(language, ()))
+        yield from (" " + text for language in LANGUAGES for text in texts_of(sample.fields, language))
 
     def examples(self, sample: Sample, rng: random.Random, count: int) -> list[TrainingExample]:
         source = self.source(None)

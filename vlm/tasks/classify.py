@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from vlm.decoding.answer import Answer
+from vlm.encoders.zero_shot import warn_of_alike
 from vlm.predictor import Photo, Predictor
 from vlm.tasks.base import OFA_BASE, Task, patches_of
 from vlm.tasks.caption import PROMPT
@@ -41,6 +42,7 @@ class Classify(Task):
         found: dict[int, list[Answer]] = {}
         source = self.tokenizer.encode(self.prompt)
         for labels, rows in groups.items():
+            warn_of_alike(predictor.name, "labels", labels, predictor.answer_ids(labels))
             patches = patches_of([photos[row] for row in rows])
             scored = predictor.score([source] * len(rows), patches, labels, prefix=self.prefix)
             found.update(zip(rows, scored, strict=True))

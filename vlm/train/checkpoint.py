@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -36,7 +36,11 @@ class Average:
 def save_checkpoint(
     path: Path, module: nn.Module, optimizer: torch.optim.Optimizer, average: Average, counters: dict[str, Any]
 ) -> None:
-    """Write everything that the next step depends on; the file appears whole or not at all."""
+    """Write everything that the next step depends on; the file appears whole or not at all.
+
+    Raises:
+        DataError: it cannot be written, as where the disk is full.
+    """
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.tensors.items()}
     for index, state in optimizer.state_dict()["state"].items():
@@ -44,12 +48,19 @@ def save_checkpoint(
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
-    with replacing(path) as partial:
-        save_file(
-            {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
-            partial,
-            {"counters": json.dumps(counters)},
-        )
+    try:
+        with replacing(path) as partial:
+            save_file(
+                {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+                partial,
+                {"counters": json.dumps(counters)},
+            )
+    except (SafetensorError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(
+            f"{str(path)!r} cannot be written: {reason}; free some space and run the same command, which goes on from "
+            "the checkpoint before"
+        ) from None
 
 
 def read_counters(path: Path) -> dict[str, Any]:

@@ -297,6 +297,10 @@ class TrainConfig:
         _check_shares("", self, "made_questions")
         if not isinstance(self.scenes, int) or self.scenes < 0:
             raise ValueError(f"scenes={self.scenes!r} is not a number of scenes; give 0 or more")
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed={self.seed!r} is not a whole number from 0 to 2**63 - 1")
+        if isinstance(self.answer_sets, str):
+            raise ValueError(f"answer_sets={self.answer_sets!r} is one text; give a list of sources")
         object.__setattr__(self, "answer_sets", tuple(self.answer_sets))  # JSON knows lists only
         try:
             known_tasks.check_names(self.tasks)

@@ -5,6 +5,7 @@ What is trained, by which loss, and how it is validated: `vlm.train.seq2seq`, `v
 """
 
 import json
+import math
 import random
 import time
 from abc import ABC, abstractmethod
@@ -33,6 +34,7 @@ from vlm.train.checkpoint import Average, load_checkpoint, read_counters, save_c
 from vlm.train.config import Phase, TrainConfig, to_json
 from vlm.train.plan import Batch, Figures, Plan, Step, learning_rate, make_plan
 
+MAX_OVERFLOWS = 20  # steps in a row that the scaler of float16 may skip, each of which halves its factor
 RESOLVED = "config.resolved.json"  # the configuration with every field filled in, beside the checkpoint
 VALIDATION = "validation"  # what every validation found, as JSON, and as a table of all figures after each phase
 START = "start"  # the table's column for the model that the run started from
@@ -94,6 +96,7 @@ class Trainer(ABC):
         self.pools: dict[str, list[int]] = {}  # by task, the numbers of the photos that it can learn from
         self.checkpoint = out / "checkpoint.safetensors"
         self.main = self.accelerator.is_main_process
+        self.overflows = 0  # steps in a row whose gradient is not finite
 
     # What a kind of training says of itself
 
@@ -155,7 +158,13 @@ class Trainer(ABC):
         self.out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(self.config.seed)
         resume = read_counters(self.checkpoint) if self.checkpoint.exists() else None
-        if resume and resume["config"] != self._fingerprint(resume["phase"]):
+        if resume and resume["config"] != (now := self._fingerprint(resume["phase"])):
+            (was, data), (is_now, data_now) = json.loads(resume["config"]), json.loads(now)
+            if (was, data[:2]) == (is_now, data_now[:2]):
+                raise DataError(
+                    f"{str(self.checkpoint)!r} was written by {data[2]} processes, and now there are {data_now[2]}; "
+                    f"continue with {data[2]}, or use another --out"
+                )
             raise DataError(
                 f"{str(self.checkpoint)!r} was written with another configuration or other data; use another --out"
             )
@@ -209,6 +218,7 @@ class Trainer(ABC):
                 now = self._step(phase, batch, f"{self.config.seed}/{index}/{step}", step / total)
                 loss, figures = self.backward(wrapped, now)
                 norm = self.accelerator.clip_grad_norm_(wrapped.parameters(), phase.clip_norm)
+                self._check_finite(step, loss, torch.as_tensor(norm), phase, index)
                 prepared.step()
                 prepared.zero_grad()
                 step += 1
@@ -235,6 +245,22 @@ class Trainer(ABC):
         if self.main:
             self.save(self.out / phase.name)
         self.accelerator.free_memory(wrapped, prepared)
+
+    def _check_finite(self, step: int, loss: Tensor, norm: Tensor, phase: Phase, index: int) -> None:
+        """Stop where training diverges, before a step spoils the weights; the last checkpoint stays.
+
+        Raises:
+            DataError: the loss or the gradient is not finite. With float16, gradients may overflow, and the scaler
+                skips such steps by itself, up to `MAX_OVERFLOWS` in a row.
+        """
+        name, value = ("loss", loss.item()) if not loss.isfinite().all() else ("gradient norm", norm.item())
+        self.overflows = 0 if math.isfinite(value) else self.overflows + 1
+        allowed = MAX_OVERFLOWS if self.accelerator.scaler is not None and name != "loss" else 0
+        if self.overflows > allowed:
+            raise DataError(
+                f"phase {phase.name!r} diverged at step {step + 1}: the {name} is {value}; lower --phases.{index}.lr "
+                f"(now {phase.lr:g}), and go on from the last checkpoint, or start anew with another --out"
+            )
 
     def _save(self, phase: int, step: int, optimizer: torch.optim.Optimizer, average: Average) -> None:
         counters = {"config": self._fingerprint(phase), "phase": phase, "step": step}

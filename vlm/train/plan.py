@@ -2,6 +2,7 @@
 
 import math
 import random
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -124,11 +125,11 @@ def make_plan(mix: Mapping[str, float], pools: Mapping[str, list[int]], share: i
 def split_samples(samples: Sequence[Sample], val_every: int, tasks: Iterable[str]) -> tuple[list[Sample], list[Sample]]:
     """Photos to learn from and to validate on, those that have something for one of the tasks.
 
-    Photos marked "val" validate. Of sources that mark none, every `val_every`-th photo does (0: none). Photos marked
-    "test" are left out.
+    Photos marked "val" validate. Of sources that mark none, every `val_every`-th photo does (0: none). Photos of other
+    parts than "train" and "val" are left out, see `used_samples`.
     """
     kinds = [TASKS[task] for task in tasks]
-    useful = [sample for sample in samples if sample.split != "test" and any(kind.in_sample(sample) for kind in kinds)]
+    useful = [sample for sample in used_samples(samples) if any(kind.in_sample(sample) for kind in kinds)]
     marked = {s.source for s in useful if s.split == "val"}
     train: list[Sample] = []
     val: list[Sample] = []
@@ -138,3 +139,12 @@ def split_samples(samples: Sequence[Sample], val_every: int, tasks: Iterable[str
         held = val_every and sample.source not in marked and seen[sample.source] % val_every == 0
         (val if sample.split == "val" or held else train).append(sample)
     return train, val
+
+
+def used_samples(samples: Iterable[Sample]) -> list[Sample]:
+    """The samples of the parts "train" and "val"; a warning counts the others."""
+    samples = list(samples)
+    if left_out := Counter(sample.split for sample in samples if sample.split not in ("train", "val")):
+        shown = ", ".join(f"{count} of {split!r}" for split, count in sorted(left_out.items()))
+        warnings.warn(f"left out photos whose split is neither train nor val: {shown}", stacklevel=2)
+    return [sample for sample in samples if sample.split in ("train", "val")]

@@ -1,7 +1,9 @@
 """A whole training run: configuration, shards, model and trainer put together."""
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,13 @@ from vlm.data.annotations import join_annotations
 from vlm.data.scenes import scene_samples
 from vlm.data.shards import Sample, find_shards, read_samples
 from vlm.errors import ArgumentError, DataError
+from vlm.files.lock import locked
 from vlm.train.build import build
 from vlm.train.config import Diffusion, SelfCritical, TrainConfig, from_json
 from vlm.train.loop import Trainer
 from vlm.train.memory import keep_freed_memory
 from vlm.train.pair import PairTrainer
-from vlm.train.plan import split_samples
+from vlm.train.plan import split_samples, used_samples
 from vlm.train.seq2seq import Reward, Seq2SeqTrainer
 
 VAL_SCENES = 100  # scenes that validate where scenes are learned
@@ -38,7 +41,7 @@ class Measures:
     rewards: Mapping[str, Any] = field(default_factory=dict)
 
 
-def read_config(name: str) -> TrainConfig:
+def read_config(name: str | Path) -> TrainConfig:
     """A configuration by file or by the name of one that ships.
 
     Raises:
@@ -47,7 +50,7 @@ def read_config(name: str) -> TrainConfig:
     file = Path(name) if Path(name).is_file() else CONFIGS / f"{name}.json"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.json")))
-        raise ArgumentError(f"no configuration {name!r}; give a JSON file or one of: {known}")
+        raise ArgumentError(f"no configuration {str(name)!r}; give a JSON file or one of: {known}")
     try:
         return from_json(json.loads(file.read_text(encoding="utf-8")))
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
@@ -57,8 +60,8 @@ def read_config(name: str) -> TrainConfig:
 
 def train(
     config: TrainConfig,
-    data: str | Sequence[str],
-    out: Path,
+    data: str | Path | Sequence[str | Path],
+    out: str | Path,
     measures: Measures | None = None,
     checkpoint_minutes: float = 5.0,
     annotations: Sequence[str | Path] = (),
@@ -78,9 +81,10 @@ def train(
         VLMError: the configuration, the shards or the checkpoint cannot be used.
     """
     keep_freed_memory()
-    folders = [data] if isinstance(data, str) else list(data)
+    out = Path(out)
+    folders = [data] if isinstance(data, (str, Path)) else list(data)
     shards = [shard for folder in folders for shard in find_shards(folder)]
-    samples: Sequence[Sample] = join_annotations(read_samples(shards), annotations)
+    samples: Sequence[Sample] = used_samples(join_annotations(read_samples(shards), annotations))
     if config.scenes:
         size = config.image.size
         samples = [*samples, *scene_samples("train", config.scenes, size), *scene_samples("val", VAL_SCENES, size)]
@@ -90,14 +94,12 @@ def train(
     train_samples, val_samples = split_samples(samples, config.val_every, names)
     if not train_samples:
         raise DataError(
-            f"no photo with anything for {' or '.join(names)} among the {len(samples)} of {', '.join(folders)!r}"
+            f"no photo to train on with anything for {' or '.join(names)} among the {len(samples)} of "
+            f"{', '.join(map(str, folders))!r}; see docs/training.md for the fields, such as captions"
         )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ArgumentError(f"--out {str(out)!r} cannot be a folder: {error.strerror}; name another") from None
-    trainer = make_trainer(config, samples, train_samples, val_samples, out, measures or Measures(), checkpoint_minutes)
-    trainer.run()
+    main = os.environ.get("RANK", "0") == "0"  # set by accelerate launch and torchrun
+    with locked(out) if main else nullcontext():
+        make_trainer(config, samples, train_samples, val_samples, out, measures or Measures(), checkpoint_minutes).run()
 
 
 def make_trainer(

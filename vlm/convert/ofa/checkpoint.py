@@ -135,8 +135,8 @@ def load_ofa(
         if not hub.is_hub_id(str(name)):
             raise ModelError(f"no OFA checkpoint at {str(name)!r}; give a fairseq .pt file, a folder, or OWNER/NAME")
         path = hub.fetch(str(name), [*HUB_FILES, *VOCABULARY_FILES])
+    checkpoint = read_checkpoint(path, ema)  # first: a file of another kind has no vocabulary either
     vocabulary = load_tokenizer(tokenizer if tokenizer is not None else path if path.is_dir() else path.parent)
-    checkpoint = read_checkpoint(path, ema)
     model = load_checkpoint(checkpoint, vocabulary)
     image = checkpoint.settings.image
     image = image if image_size is None else replace(image, size=image_size)
@@ -203,6 +203,8 @@ def load_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer | None = None) 
         if tensor.shape != expected[new].shape:
             shapes = f"{tuple(tensor.shape)}, its settings say {tuple(expected[new].shape)}"
             raise ModelError(f"{file}: {name} has shape {shapes}; it is damaged or of another model")
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise ModelError(f"{file}: {name} holds NaN or infinite values; take other weights")
         state[new] = tensor.to(expected[new].dtype)
         missing.pop(new, None)
     for name in [name for name in missing if "code_embed_norm" in name]:

@@ -134,7 +134,9 @@ def torch_load(file: Path, unread: str | None = None) -> Any:
                 f"{str(file)!r} holds the Python object {name}, which is not loaded: it could run code; "
                 "save 'model' and 'cfg' of it alone, with the program that it comes from"
             ) from None
-        raise ModelError(f"{str(file)!r} cannot be read: {lines[0]}; copy or download it again") from None
+        # torch's advice, to load without weights_only, would run whatever code the file holds
+        reason = "it is damaged, or no file of tensors" if lines[0].startswith("Weights only load") else lines[0]
+        raise ModelError(f"{str(file)!r} cannot be read: {reason}; take the checkpoint again") from None
 
 
 def _flat(values: Any) -> dict[str, Any]:
