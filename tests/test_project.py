@@ -122,7 +122,11 @@ def imports(path: Path) -> Iterator[tuple[str, bool]]:
 
 
 # imported on first use, after a check that says which extra to install
-OPTIONAL = {"vlm/models/denoiser.py": {"diffusers"}, "vlm/diffusion/": {"diffusers"}}
+OPTIONAL = {
+    "vlm/models/denoiser.py": {"diffusers"},
+    "vlm/diffusion/": {"diffusers"},
+    "vlm/train/diffusion.py": {"diffusers"},
+}
 
 
 def test_dependencies_are_those_that_the_code_imports():
