@@ -148,7 +148,8 @@ def in_one_line(box: str, prog: str) -> str:
     if wrong := re.match(r"Error parsing (\S+?): .*?'(.*?)'", said.replace("'None'", "None")):
         kinds = {"int": "a whole number", "float": "a number"}
         wanted = next((words for kind, words in kinds.items() if re.search(rf"\b{kind}\b", said, re.IGNORECASE)), "")
-        return f"{wrong[1]} {wrong[2]!r} is not {wanted or 'a value that it takes'}; {see}"
+        if wanted:
+            return f"{wrong[1]} {wrong[2]!r} is not {wanted}; {see}"
     return f"{(said or ' '.join(box.split())).rstrip('.')}; {see}"
 
 

@@ -16,7 +16,7 @@ from vlm.files.bundle import Bundle, has_pair, load_bundle
 from vlm.files.hub import bundled, bundled_tasks, resolve
 from vlm.image import MAX_PIXELS, ImageSource, check_photos
 from vlm.models.device import move
-from vlm.predictor import Photo, Predictor
+from vlm.predictor import Photo, Predictor, stream_seed
 from vlm.tasks.boxes import Box
 from vlm.tasks.text import distinct
 
@@ -146,10 +146,11 @@ class Model:
         def ask(photos: list[Photo], places: list[int]) -> Iterator[list[Any]]:
             each = [photo for photo in photos for _ in inputs]
             columns = zip(*(row for _ in photos for row in inputs), strict=True)
-            own: dict[str, Any] = {}
-            if options.get("seed") is not None:  # what is drawn depends on neither batches nor other photos
-                own["places"] = [place * len(inputs) + number for place in places for number in range(len(inputs))]
-            found = iter(known.run(self.predictor, each, *map(list, columns), **own, **options))
+            own: dict[str, Any] = options
+            if (seed := options.get("seed")) is not None:  # what is drawn depends on neither batches nor other photos
+                rows = [place * len(inputs) + number for place in places for number in range(len(inputs))]
+                own = {**options, "seed": [stream_seed(seed, row) for row in rows]}
+            found = iter(known.run(self.predictor, each, *map(list, columns), **own))
             return ([next(found) for _ in inputs] for _ in photos)
 
         return self.predictor.stream(images, ask, batch_size=batch_size, max_pixels=max_pixels)

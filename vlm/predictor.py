@@ -140,8 +140,7 @@ class Predictor:
         prefix: Prefix = "none",
         choices: Sequence[str] | None = None,
         codes: bool = False,
-        seed: int | None = None,
-        places: Sequence[int] | None = None,
+        seed: int | Sequence[int] | None = None,
     ) -> list[list[Answer]]:
         """Search answers to instructions.
 
@@ -152,8 +151,7 @@ class Predictor:
             prefix: what the decoder is given before it answers, see `decoder_prefix`.
             choices: the only answers that may be given, each once; None: any text.
             codes: generate image codes instead of text.
-            seed: of the random numbers, where `config.sample` is set. Each instruction has a stream of its own.
-            places: what tells the streams apart, one for each instruction; None: its place among `sources`.
+            seed: of the random numbers, where `config.sample` is set; or one for each instruction, see `stream_seed`.
 
         Returns:
             For each instruction its answers, the best first.
@@ -174,7 +172,7 @@ class Predictor:
                 raise ArgumentError(
                     f"mask_after_softmax and prefix={prefix!r} exclude each other; leave one of them out"
                 )
-        streams = None if seed is None else random_streams(seed, places or range(len(sources)))
+        streams = None if seed is None else random_streams(seed, len(sources))
         patches = self._as_weights(patches)
         # An answer may be `max_tokens` long whatever stands before it, so prefixes of one length go together. Given
         # answers end by themselves.
@@ -292,15 +290,20 @@ class Predictor:
         return self.tokenizer.encode_batch([f" {answer}" for answer in answers])
 
 
-def random_streams(seed: int, places: Sequence[int]) -> list[torch.Generator]:
-    """Random numbers of their own for each place in a list of inputs, whatever else the list holds.
+def stream_seed(seed: int, place: int) -> int:
+    """The seed of the random numbers of one place in a list of inputs, whatever else the list holds.
 
     Raises:
-        ArgumentError: the seed is not a whole number.
+        ArgumentError: `seed` is not a whole number.
     """
     if isinstance(seed, bool) or not isinstance(seed, int):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(f"seed={seed!r} is not a whole number; give one")
-    seeds = (random.Random(f"{seed}/{place}").getrandbits(63) for place in places)
+    return random.Random(f"{seed}/{place}").getrandbits(63)
+
+
+def random_streams(seed: int | Sequence[int], count: int) -> list[torch.Generator]:
+    """Random numbers of their own for each of `count` inputs; `seed` as in `Predictor.generate`."""
+    seeds = seed if isinstance(seed, list | tuple) else [stream_seed(seed, place) for place in range(count)]  # pyright: ignore
     return [torch.Generator().manual_seed(number) for number in seeds]
 
 

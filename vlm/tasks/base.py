@@ -226,8 +226,7 @@ class Task:
         choices: Sequence[str] | None = None,
         prefix: Prefix | None = None,
         count: int = 1,
-        seed: int | None = None,
-        places: Sequence[int] | None = None,
+        seed: int | Sequence[int] | None = None,
         **options: Any,
     ) -> list[Any]:
         """Ask once about each photo, or each text.
@@ -239,8 +238,7 @@ class Task:
             choices: the only answers that may be given, each once; None: any text.
             prefix: what the decoder is given before it answers; None: as the settings say.
             count: answers that are wanted of each.
-            seed: of the random numbers, where the search samples. Each photo or text has its own stream.
-            places: what tells the streams apart; None: the place of each photo or text in the list.
+            seed: of the random numbers, where the search samples; or one for each photo or text.
             options: fields of `GenerationConfig` that differ from the settings.
 
         Returns:
@@ -258,7 +256,6 @@ class Task:
             choices=choices,
             codes=self.output == "codes",
             seed=seed,
-            places=places,
         )
         return [self.read(answers, photo) for answers, photo in zip(found, about, strict=True)]
 
