@@ -51,7 +51,7 @@ def run(code: str) -> list[str]:
 def test_python_code_runs(monkeypatch):
     monkeypatch.chdir(ROOT)
     captions, encoders, lora = (block for kind, block in BLOCKS if kind == "python")
-    assert len(run(captions)) == 3
+    assert len(run(captions)) == 4
     cat, rocket = map(float, re.findall(r"-?\d\.\d+", run(encoders)[0]))
     assert cat > rocket
     losses = list(map(float, run(lora)))
@@ -72,6 +72,15 @@ def test_search_and_label_commands_run(monkeypatch, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "cat.jpg: cat" in out and "rocket.jpg: rocket" in out
     assert (tmp_path / "a.html").stat().st_size > 1000
+
+
+def test_question_commands_run(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    local = [line for line in COMMANDS if line.startswith("vlm vqa") and "models/ofa_base" not in line]
+    assert len(local) == 2
+    for line in local:
+        assert commands(shlex.split(line)[1:]) == 0, line
+    assert capsys.readouterr().out.splitlines()[:2] == ["what animal is it?: cat", "is it a dog?: no"]
 
 
 def test_the_training_configuration_that_it_names_exists():

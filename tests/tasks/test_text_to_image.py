@@ -57,7 +57,7 @@ def test_pictures_are_those_of_the_codes(folder, tmp_path, capsys):
         ({"--model": "tiny"}, r"'tiny' cannot generate images from text \(it was trained for: "),
         ({"--text": " "}, "nothing to draw"),
         ({"--vqgan": "gone.ckpt"}, r"gone\.ckpt"),
-        ({"--num-images": "0"}, "num_images=0 is below 1"),
+        ({"--num-images": "0"}, "--num-images 0 is below 1"),
     ],
 )
 def test_what_cannot_be_drawn(folder, tmp_path, capsys, change, reason):

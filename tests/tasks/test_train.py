@@ -92,18 +92,18 @@ def test_what_a_user_gets_wrong_is_one_line(tmp_path, data, capsys, no_switch, r
     assert "no configuration 'x'" in fails(runs.command("x", data, tmp_path / "out"), capsys)
     assert "no .tar shards" in fails(runs.command(config, tmp_path / "nothing", tmp_path / "out"), capsys)
     (tmp_path / "file").touch()
-    assert "cannot be a folder" in fails(runs.command(config, data, tmp_path / "file"), capsys)
-    assert "cannot be a folder" in fails(runs.command(config, data, tmp_path / "file" / "out"), capsys)
+    assert "is a file; name a folder" in fails(runs.command(config, data, tmp_path / "file"), capsys)
+    assert "cannot be written: Not a directory" in fails(runs.command(config, data, tmp_path / "file" / "out"), capsys)
     silent = runs.write_data(tmp_path / "silent", 2, [" . "])
-    assert "no photo with anything for caption among the 2 of" in fails(
+    assert "no photo to train on with anything for caption among the 2 of" in fails(
         runs.command(config, silent, tmp_path / "out"), capsys
     )
     asked = runs.write_config(tmp_path / "asked.json", phases=[{"name": "a", "mix": {"answer": 1.0}}])
-    assert "no photo with anything for answer among the 2 of" in fails(
+    assert "no photo to train on with anything for answer among the 2 of" in fails(
         runs.command(asked, silent, tmp_path / "out"), capsys
     )
     other = [*runs.command(asked, data, tmp_path / "out"), "--init", "ofa:nowhere.pt"]
-    assert "no photo with anything for answer among the 20 of" in fails(other, capsys)
+    assert "no photo to train on with anything for answer among the 20 of" in fails(other, capsys)
     assert "no OFA checkpoint at 'nowhere.pt'" in fails([config, *other[1:]], capsys)
     (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "checkpoint.safetensors").write_bytes(b"damaged")
@@ -253,7 +253,7 @@ def test_help_of_a_configuration_lists_its_fields(name, capsys, monkeypatch):
     assert missing == []
     # what a phase sets, and the run, is explained; the weights of a mix are, above them
     silent = [option for option, text in listed.items() if not text]
-    groups = ("augmentation.", "tasks.", "repeats.")
+    groups = ("augmentation.", "tasks.", "repeats.", "sources.", "grow.")
     assert [option for option in silent if ".mix." not in option and not option.startswith(groups)] == []
 
 

@@ -99,7 +99,7 @@ def test_training_draws_attention_into_the_box(tmp_path):
         loss.backward()
         optimizer.step()
     assert figures["box_attention"] < -math.log(0.7)
-    assert all(not layer.cross_attn._forward_pre_hooks for layer in run.model.backbone.decoder.layers)
+    assert not any(module._forward_pre_hooks for module in run.model.backbone.decoder.modules())
     task = TASKS["ground"](run.tokenizer, 64, run.config.tasks["ground"])
     example = task.example(task.source(None, "the sky"), run.tokenizer.locations([0.5, 0.5, 1, 1]))
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(3))

@@ -57,7 +57,7 @@ def label_features(
             rows = order[first : first + SENTENCES]
             part = torch.as_tensor(encode_text([sentences[row] for row in rows])).float().cpu()
             if not first:
-                features = torch.empty(len(order), part.shape[1])
+                features = torch.empty(len(order), part.shape[1], dtype=part.dtype)
             features[rows] = part
             bar.update(len(rows))
     return nn.functional.normalize(features.unflatten(0, (len(labels), len(templates))).mean(1), dim=-1)

@@ -203,7 +203,7 @@ def load_checkpoint(checkpoint: Checkpoint, tokenizer: Tokenizer | None = None) 
         if tensor.shape != expected[new].shape:
             shapes = f"{tuple(tensor.shape)}, its settings say {tuple(expected[new].shape)}"
             raise ModelError(f"{file}: {name} has shape {shapes}; it is damaged or of another model")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
             raise ModelError(f"{file}: {name} holds NaN or infinite values; take other weights")
         state[new] = tensor.to(expected[new].dtype)
         missing.pop(new, None)
