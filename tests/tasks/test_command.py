@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -226,14 +227,19 @@ def test_an_output_that_is_full_is_one_line():
 
 def test_ctrl_c_while_a_question_is_awaited(all_tasks):
     command = [sys.executable, "-m", "tasks.vqa", "--image", CAT, "--model", str(all_tasks)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=-1, stderr=-1, cwd=ROOT) as process:
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+
+    def listen() -> None:  # a shell's background jobs, and what they start, are deaf to Ctrl-C
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(command, **pipes, cwd=ROOT, preexec_fn=listen) as process:
+        assert process.stdin is not None and process.stdout is not None
         process.stdin.write(b"what animal is this?\n")
         process.stdin.flush()
         assert process.stdout.readline()  # the model is loaded and waits for the next question
         process.send_signal(signal.SIGINT)
-        error = process.stderr.read()
-        assert (process.wait(timeout=60), error) == (130, b"stopped\n")
+        _, error = process.communicate(timeout=60)
+        assert (process.returncode, error) == (130, b"stopped\n")
 
 
 # Text that the output cannot hold
