@@ -160,7 +160,7 @@ def test_a_photo_is_read_once_where_the_encoder_reads_no_question(model, monkeyp
     for photo, question, answers in zip(photos, questions, together, strict=True):
         (alone,) = model.run("answer", [photo], [question], prefix="source_only", choices=CHOICES, score_all=True)
         assert [a.text for a in alone] == [a.text for a in answers]
-        assert [a.score for a in alone] == pytest.approx([a.score for a in answers], abs=1e-5)
+        assert [a.score for a in alone] == pytest.approx([a.score for a in answers], rel=1e-5, abs=1e-4)
     assert together[0] != together[2]  # the decoder reads the question
 
 
