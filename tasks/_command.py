@@ -135,11 +135,11 @@ def in_one_line(box: str, prog: str) -> str:
         words = wrong[1].split(", ")
         first = next((word for word in words if word[:1] == "-"), None)
         if first is not None:
-            return f"there is no option {first}" + (f"; did you mean {options[0]}? Or " if options else "; ") + see
+            return f"unknown option {first}; " + (f"did you mean {options[0]}? Or " if options else "") + see
         known = [line.partition(": ")[2].strip() for line in lines if "Available subcommands: " in line]
         return f"{words[0]!r} belongs to no option; " + (f"give one of: {known[0]}" if known else see)
     if said.startswith("Missing from"):
-        unknown = f"there is no option {options[0]}, and " if options else ""
+        unknown = f"unknown option {options[0]}, and " if options else ""
         return f"{unknown}{', '.join(missing)} must be given; {see}"
     if wrong := re.match(r"Missing value for argument '(\S+)'", said):
         return f"{wrong[1]} needs a value; {see}"

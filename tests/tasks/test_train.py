@@ -273,7 +273,7 @@ def test_a_mistyped_option_is_one_clear_error(option, hint, capsys, tmp_path, da
     monkeypatch.setenv("COLUMNS", "129")
     assert main(arguments) == 2
     out, err = capsys.readouterr()
-    assert out == "" and f"there is no option {option}" in err and hint.split(" ")[0] in err and err.count("\n") == 1
+    assert out == "" and f"unknown option {option}" in err and hint.split(" ")[0] in err and err.count("\n") == 1
     assert "vlm train tiny_caption --help" in err and not (tmp_path / "out").exists()
 
 

@@ -74,13 +74,22 @@ def trainer(tmp_path) -> Seq2SeqTrainer:
     return Seq2SeqTrainer(config, bundle, [SAMPLE] * 2, [], tmp_path, checkpoint_minutes=0)
 
 
-def step(run: Seq2SeqTrainer, weight: float) -> tuple[torch.Tensor, dict[str, float]]:
-    objective = CrossEntropy(box_attention=weight)
+def step(run: Seq2SeqTrainer, weight: float, spread: float = 0.02) -> tuple[torch.Tensor, dict[str, float]]:
+    objective = CrossEntropy(box_attention=weight, location_spread=spread)
     phase = Phase("x", {"ground": 1.0}, batch_size=2, texts_per_photo=2, dropout=0.0, objective=objective)
     run.prepare(phase)
     texts = [example for i in (0, 1) for example in run.texts(i, "ground", phase, random.Random(i))]
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     return run.loss(run.module, run._step(phase, Batch("ground", images, [0, 1], texts), "seed"))
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1])
+def test_attention_is_drawn_whatever_the_targets_of_the_box(tmp_path, spread):
+    run = trainer(tmp_path)
+    plain, _ = step(run, 0.0, spread)
+    loss, figures = step(run, 2.0, spread)
+    assert figures["box_attention"] > 0.5
+    assert loss.item() == pytest.approx(plain.item() + 2 * figures["box_attention"], rel=1e-5)
 
 
 def test_training_draws_attention_into_the_box(tmp_path):

@@ -196,7 +196,7 @@ def texts_of(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     found = fields.get(name)
     texts = () if found is None else (found,) if isinstance(found, str) else found
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{name}={str(found)[:60]} is no list of texts; correct it")
+        raise DataError(f"{name}={str(found)[:60]} is not a list of texts; correct it")
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

@@ -186,40 +186,61 @@ class Seq2SeqTrainer(Trainer):
             answers = nn.functional.pad(real[:, :-1], (1, 0))  # a question without one of its words is another question
             previous = torch.where(answers, hide_tokens(previous, objective.hidden_tokens, step.generator), previous)
         previous, labels, real = previous.to(self.device), labels.to(self.device), real.to(self.device)
-        with self.accelerator.autocast(), watched(self.model.backbone) as seen:
+        draws = isinstance(objective, CrossEntropy) and objective.box_attention and task.output == "locations"
+        with self.accelerator.autocast(), watched(self.model.backbone) if draws else nullcontext() as seen:
             states = wrapped(step.images, sources, previous, step.stage)
             logits = self.model.backbone.logits(states[real])  # padding needs no scores: half the vocabulary's work
         if advantage is not None:
             return self_critical_loss(logits, labels[real], advantage[:, None].expand_as(labels)[real]), figures
         assert isinstance(objective, CrossEntropy)
+        loss = self._cross_entropy(objective, task, examples, labels, logits, step.done)
+        if seen is not None:
+            attention = self._box_attention(task, examples, labels, sources.shape[1], seen)
+            figures["box_attention"] = attention.item()
+            loss = loss + objective.box_attention * attention
+        return loss, figures
+
+    def _cross_entropy(
+        self,
+        objective: CrossEntropy,
+        task: Task,
+        examples: Sequence[TrainingExample],
+        labels: Tensor,
+        logits: Tensor,
+        done: float,
+    ) -> Tensor:
+        """The loss of labels, `int64[rows, tokens]`, from the scores of those that are real, `[labelled, vocab]`."""
+        real = labels != IGNORED
         if task.output == "locations" and objective.location_spread:
             first, end = self.tokenizer.bin_start, self.tokenizer.vocab_size
             spread = objective.location_spread * (end - first - 1)
-            loss = location_cross_entropy(logits, labels[real], first, end, spread)
-            if objective.box_attention:
-                attention = self._box_attention(task, examples, labels, sources.shape[1], seen)
-                figures["box_attention"] = attention.item()
-                loss = loss + objective.box_attention * attention
-            return loss, figures
+            return location_cross_entropy(logits, labels[real], first, end, spread)
         weights = None
         if objective.weighted_answers:
             weights = torch.tensor([example.weight for example in examples], device=self.device)
             weights = weights[:, None].expand_as(labels)[real]
         trie = self.tries.get(task.name)
-        loss = label_smoothed_cross_entropy(
+        return label_smoothed_cross_entropy(
             logits,
             labels[real],
             objective.label_smoothing,
             allowed=None if trie is None else allowed_tokens(trie, labels, logits.shape[-1]),
             weights=weights,
-            drop_worst=objective.drop_worst if step.done >= objective.drop_worst_after else 0.0,
+            drop_worst=objective.drop_worst if done >= objective.drop_worst_after else 0.0,
         )
-        return loss, figures
 
     def _box_attention(
         self, task: Task, examples: Sequence[TrainingExample], labels: Tensor, words: int, seen: AttentionSeen
     ) -> Tensor:
-        """The loss of `vlm.train.box_attention`; `words` are the encoder's tokens behind the patches."""
+        """The loss of `vlm.train.box_attention`, a mean over layers.
+
+        Args:
+            task: one whose answers are boxes of four locations.
+            examples: one a row of `labels`.
+            labels: `int64[rows, tokens]`.
+            words: how many of the encoder's tokens follow the patches.
+            seen: what the decoder's attention was given.
+        """
         answers = [example.target[len(example.prefix) - 1 : -1] for example in examples]
         unit = Photo(torch.empty(0), (1, 1))  # boxes are fractions
         boxes = as_fractions([task.read([Answer("", 0.0, tuple(ids))], unit) for ids in answers], self.device)
