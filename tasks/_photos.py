@@ -60,7 +60,7 @@ class PhotoArgs:
         read_megapixels(self.max_megapixels)
         import warnings
 
-        from vlm.image import expand_paths
+        from vlm.files.photos import expand_paths
 
         warnings.filterwarnings(
             "ignore", module=r"PIL\."

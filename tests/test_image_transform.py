@@ -12,7 +12,8 @@ from PIL import Image
 from torchvision import transforms
 
 from vlm.errors import ArgumentError, ImageError
-from vlm.image import ImageTransform, expand_paths, load_image
+from vlm.files.photos import expand_paths
+from vlm.image import ImageTransform, load_image
 
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

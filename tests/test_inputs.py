@@ -13,7 +13,7 @@ from vlm.data.annotations import join_annotations
 from vlm.data.shards import read_samples
 from vlm.encoders.zero_shot import label_features
 from vlm.errors import ArgumentError, DataError, ImageError, ModelError, VLMError
-from vlm.image import expand_paths
+from vlm.files.photos import expand_paths
 from vlm.model import Model, classify_each, load_classifier
 from vlm.search.index import query_vector
 from vlm.train.config import from_json

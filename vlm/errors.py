@@ -29,3 +29,14 @@ def check_list(name: str, value: object) -> None:
     """
     if isinstance(value, str | bytes):
         raise ArgumentError(f"{name}={value[:40]!r} is one text where a list belongs; put it into a list")
+
+
+def quoted(text: str) -> str:
+    """`text` as one line of reasonable length: escapes newlines and control characters, cuts out the middle."""
+    return repr(text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}")
+
+
+def reason(error: Exception) -> str:
+    """The library's own words in one line, or the exception's name where it has none."""
+    text = getattr(error, "strerror", None) or str(error)
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:120] or type(error).__name__

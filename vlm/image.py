@@ -1,26 +1,24 @@
 """Pictures: whatever a user has becomes RGB, and RGB becomes the tensor that a model reads.
 
-`load_image` decodes, `ImageTransform` resizes and normalises, `expand_paths` finds files for the commands.
+`load_image` decodes, `ImageTransform` resizes and normalises; `vlm.files.photos` finds files.
 Files are untrusted: only the formats listed here are tried (Pillow would hand an EPS file to Ghostscript), their size
 is read from the header before a pixel is decoded, and whatever goes wrong is an `ImageError` of one line.
 """
 
-import glob
 import io
 import math
 import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
 
 from PIL import Image
 
-from vlm.errors import ArgumentError, ImageError
+from vlm.errors import ArgumentError, ImageError, quoted, reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,10 +33,6 @@ MAX_PIXELS = 64_000_000
 # HEIF opens where pillow-heif is installed; AVIF and JPEG 2000 depend on how Pillow was
 # built. Icons are left out: an ICO file holds whole PNGs whose size its own header does not tell.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "DIB", "PPM", "AVIF", "HEIF", "JPEG2000")
-IMAGE_SUFFIX = re.compile(
-    r"\.(jpe?g|jpe|jfif|mpo|a?png|webp|gif|tiff?|bmp|dib|p[pgbn]m|avif|hei[cf]|jp2|j2k)", re.IGNORECASE
-)
-
 _HEIF = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")  # brands of the container
 
 # EXIF tag 0x0112 says how the camera was held; the value names the operation that puts the picture upright.
@@ -54,7 +48,7 @@ _UPRIGHT = {
 }
 
 _RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # one slash: Path("http://x") drops the other
+URL = re.compile(r"[a-z][a-z0-9+.-]+:/|data:", re.IGNORECASE)  # one slash: Path("http://x") drops the other
 
 
 def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
@@ -77,7 +71,7 @@ def load_image(source: ImageSource, *, max_pixels: int = MAX_PIXELS, name: str |
     """
     if max_pixels < 1:
         raise ArgumentError(f"max_pixels={max_pixels} allows no picture; pass a positive number")
-    label = _quote(name) if name is not None else _describe(source)
+    label = quoted(name) if name is not None else _describe(source)
     try:
         return _load(source, max_pixels)
     except ImageError as error:  # the helpers below say what is wrong, here it gets the name
@@ -129,70 +123,6 @@ class ImageTransform:
         return pixels.float().div_(255).sub_(mean).div_(std)
 
 
-def expand_paths(patterns: str | Sequence[str]) -> list[Path]:
-    """Files, folders and globs, as given on a command line, to the picture files they name.
-
-    A folder stands for the images directly inside it, in the order of their names; `folder/**` reaches nested ones.
-    Globs (`*`, `?`, `[...]`, `**`) are for patterns that the shell was kept from expanding. Folders and globs take
-    only names with an image suffix, hidden files aside; a path spelled out is returned whatever it is called, even
-    if nothing is there, so that `load_image` reports it as that one picture's error. A folder or a glob without images
-    is returned likewise where other patterns have some.
-
-    Returns:
-        Paths in the order of `patterns`, each once.
-
-    Raises:
-        ImageError: there is no image at all: only folders without any, and globs that match none.
-    """
-    patterns = [patterns] if isinstance(patterns, str) else patterns
-    found: dict[str, Path] = {}
-    empty: list[ImageError] = []
-    for pattern in patterns:
-        try:
-            paths = _expand(os.path.expanduser(pattern))
-        except ImageError as error:
-            empty.append(error)
-            paths = [Path(pattern)]
-        for path in paths:
-            # The folder is resolved and the name is not: a/x.jpg and b/../a/x.jpg are one, two links are two.
-            found.setdefault(os.path.join(os.path.realpath(path.parent), path.name), path)
-    if empty and len(empty) == len(patterns):
-        raise empty[0]
-    return list(found.values())
-
-
-def _expand(pattern: str) -> list[Path]:
-    """The pictures of one pattern; raises ImageError where there are none."""
-    if not pattern:
-        raise ImageError("an image path is empty; name a file, a folder or a glob")
-    if os.path.isdir(pattern):
-        images = _images_in(Path(pattern))
-        if not images:
-            hint = _quote(os.path.join(pattern, "**"))
-            raise ImageError(f"the folder {_quote(pattern)} contains no images; give {hint} to include its subfolders")
-        return images
-    if os.path.exists(pattern) or not glob.has_magic(pattern) or _URL.match(pattern):
-        return [Path(pattern)]
-    images = []
-    for match in map(Path, glob.glob(pattern, recursive=True)):
-        images += _images_in(match) if os.path.isdir(match) else [match] if _is_image_file(match) else []
-    if not images:
-        raise ImageError(f"no image matches {_quote(pattern)}; check the pattern and the folder it starts from")
-    return sorted(images)
-
-
-def _images_in(folder: Path) -> list[Path]:
-    """The images directly inside `folder`, sorted; hidden files (macOS leaves `._photo.jpg`) are skipped."""
-    try:
-        return sorted(path for path in folder.iterdir() if path.name[0] != "." and _is_image_file(path))
-    except OSError as error:
-        raise ImageError(f"the folder {_quote(str(folder))} cannot be listed: {_reason(error)}") from None
-
-
-def _is_image_file(path: Path) -> bool:
-    return bool(IMAGE_SUFFIX.fullmatch(path.suffix)) and os.path.isfile(path)
-
-
 def check_photos(images: object) -> None:
     """Refuse one photo where a list of photos belongs: its letters, bytes or rows are not photos.
 
@@ -229,14 +159,14 @@ def _open_file(path: "str | os.PathLike[str]") -> BinaryIO:
         if stat.S_ISREG(mode):
             return open(path, "rb")
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        if _URL.match(os.fsdecode(path)):
+        if URL.match(os.fsdecode(path)):
             why = "is a URL, and nothing is downloaded here; download the picture and pass the file"
         elif isinstance(error, (FileNotFoundError, NotADirectoryError)):
             why = "does not exist; check the path"
         elif isinstance(error, PermissionError):
             why = "may not be read by this user; change its permissions"
         else:
-            why = f"cannot be opened ({_reason(error)}); check the path"
+            why = f"cannot be opened ({reason(error)}); check the path"
         raise ImageError(why) from None
     kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
     raise ImageError(f"is {kind}, not a picture; pass the path of an image file")
@@ -396,18 +326,13 @@ def _is_finite(value: object) -> bool:
 def _describe(source: object) -> str:
     """What an error message calls a source that has no name of its own."""
     if isinstance(source, (str, os.PathLike)):
-        return _quote(os.fsdecode(source))
+        return quoted(os.fsdecode(source))
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
     name = getattr(source, "filename" if isinstance(source, Image.Image) else "name", None)
     if isinstance(name, str) and name and (isinstance(source, Image.Image) or hasattr(source, "read")):
-        return _quote(name)
+        return quoted(name)
     return "<file object>" if hasattr(source, "read") else f"<{type(source).__name__}>"
-
-
-def _quote(text: str) -> str:
-    """`text` as one line of reasonable length: escapes newlines and control characters, cuts out the middle."""
-    return repr(text if len(text) <= 300 else f"{text[:140]}...{text[-140:]}")
 
 
 @contextmanager
@@ -419,12 +344,6 @@ def _explained(what: str, remedy: str) -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # a few readers check on their own
         remedy = "shrink it, or raise max_pixels and PIL.Image.MAX_IMAGE_PIXELS if you trust it"
-        raise ImageError(f"has too many pixels ({_reason(error)}); {remedy}") from error
+        raise ImageError(f"has too many pixels ({reason(error)}); {remedy}") from error
     except Exception as error:
-        raise ImageError(f"{what} ({_reason(error)}); {remedy}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The library's own words in one line, or the exception's name where it has none."""
-    text = getattr(error, "strerror", None) or str(error)
-    return "".join(c for c in " ".join(text.split()) if c.isprintable())[:120] or type(error).__name__
+        raise ImageError(f"{what} ({reason(error)}); {remedy}") from error

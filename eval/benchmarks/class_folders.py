@@ -36,7 +36,7 @@ def read(folder: Path, split: str) -> list[Item]:
 
 def _photos(folder: Path) -> list[Path]:
     """The photos of a class; none where its folder has none, which can still be what a photo is taken for."""
-    from vlm.image import expand_paths
+    from vlm.files.photos import expand_paths
 
     try:
         return expand_paths([str(folder)])

@@ -67,7 +67,7 @@ def prompts_submission(items: Sequence[Item], predictions: Predictions) -> list[
 
 def read_folders(folder: Path, split: str) -> list[Item]:
     """The images of both folders in turns, so that `--limit` takes as many of either."""
-    from vlm.image import expand_paths
+    from vlm.files.photos import expand_paths
 
     sets = []
     for name in (GENERATED, REAL):

@@ -34,7 +34,7 @@ def run(module: str, *arguments: str, **changes) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize(
     "command, words",
     [
-        ("caption --imgae x.jpg", ["no option --imgae", "did you mean --image?", "vlm caption --help"]),
+        ("caption --imgae x.jpg", ["unknown option --imgae", "did you mean --image?", "vlm caption --help"]),
         ("caption --image x.jpg --num-beams x", ["--num-beams 'x' is not a whole number", "vlm caption --help"]),
         ("caption --image x.jpg --temperature hot --sample", ["--temperature 'hot' is not a number"]),
         ("caption --image x.jpg --language fr", ["--language fr", "en, zh, de"]),
@@ -45,7 +45,7 @@ def run(module: str, *arguments: str, **changes) -> subprocess.CompletedProcess[
         ("retrieve serch x", ["'serch'", "index, search"]),
         ("retrieve index photos", ["--out must be given"]),
         ("retrieve index photos --out x --batch-size 1e3", ["--batch-size '1e3' is not a whole number"]),
-        ("train tiny_caption --dta x --out y", ["no option --dta", "--data must be given"]),
+        ("train tiny_caption --dta x --out y", ["unknown option --dta", "--data must be given"]),
         ("train tiny_caption --data x --out y --phases.0.lr fast", ["--phases.0.lr 'fast' is not a number"]),
         ("train", ["CONFIG, --data, --out must be given"]),
     ],
@@ -61,10 +61,10 @@ def test_a_mistake_in_the_arguments_is_one_line(command, words, capsys):
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["caption_coco", "--dta", "x"], ["no option --dta", "--data"]),
+        (["caption_coco", "--dta", "x"], ["unknown option --dta", "--data"]),
         (["vqav2", "--limit", "many"], ["--limit 'many' is not a whole number"]),
         (["vqav2", "--data", "x", "--limit", "0"], ["--limit 0 is below 1"]),
-        (["compare", "--htm", "x"], ["no option --htm", "--html"]),
+        (["compare", "--htm", "x"], ["unknown option --htm", "--html"]),
         (["table"], ["no runs"]),
     ],
 )

@@ -15,9 +15,10 @@ from eval.validation import answer_figures
 from tasks import vqa
 from tasks.train import main
 from vlm.errors import ArgumentError
-from vlm.train.config import CrossEntropy, TrainConfig, from_json
+from vlm.train.config import TrainConfig, from_json
 from vlm.train.loop import RESOLVED
 from vlm.train.run import CONFIGS, read_config
+from vlm.train.settings import CrossEntropy
 
 ROOT = Path(__file__).resolve().parents[2]
 # Arguments

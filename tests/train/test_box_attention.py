@@ -13,9 +13,10 @@ from vlm.models.attention import Attention, attend
 from vlm.tasks import TASKS
 from vlm.train.box_attention import box_attention_loss, box_cover, watched
 from vlm.train.build import build
-from vlm.train.config import CrossEntropy, Phase, from_json
+from vlm.train.config import Phase, from_json
 from vlm.train.loop import Batch
 from vlm.train.seq2seq import Seq2SeqTrainer
+from vlm.train.settings import CrossEntropy
 
 BACKBONE = {
     "vocab_size": 0, "dim": 32, "ffn_dim": 64, "heads": 2, "encoder_layers": 1, "decoder_layers": 3, "patch_dim": 256,

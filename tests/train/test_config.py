@@ -13,17 +13,8 @@ from vlm.files import hub
 from vlm.files.hub import bundled
 from vlm.models.config import Seq2SeqConfig, TextConfig
 from vlm.train import config as module
-from vlm.train.config import (
-    OBJECTIVES,
-    Contrastive,
-    CrossEntropy,
-    Phase,
-    SelfCritical,
-    Sigmoid,
-    TrainConfig,
-    from_json,
-    to_json,
-)
+from vlm.train.config import Phase, TrainConfig, from_json, to_json
+from vlm.train.settings import OBJECTIVES, Contrastive, CrossEntropy, SelfCritical, Sigmoid
 
 SHIPPED = sorted((Path(module.__file__).parent / "configs").glob("*.json"))
 
@@ -68,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "self_critical": {"no_repeat_ngram": 3},
     "contrastive": {"text_lr": 0.0, "neighbours": 2},
     "sigmoid": {"text_lr": 1e-4, "neighbours": 0},
-    "diffusion": {"size": 32, "sources": ("products",), "long_texts": 0.3, "no_text": 0.2, "noise_mean": 0.0,
+    "diffusion": {"size": 32, "long_texts": 0.3, "no_text": 0.2, "noise_mean": 0.0,
                   "noise_std": 0.8, "align": 0.5, "align_layer": 2, "align_until": 1.0},
 }  # fmt: skip
 

@@ -30,7 +30,7 @@ COLOURS = {"red": (200, 0, 0), "green": (0, 180, 0), "blue": (0, 0, 220)}
 SIZES = {"patch_size": 4, "dim": 32, "heads": 2, "layers": 2}
 SHARED = {"epochs": 2, "batch_size": 4, "lr": 1e-3, "ema": 0.9}
 PHASES = [
-    {**SHARED, "name": "a", "diffusion": {"size": 8, "sources": ["set"], "align": 0.5, "align_layer": 1}},
+    {**SHARED, "name": "a", "sources": {"caption": ["set"]}, "diffusion": {"size": 8, "align": 0.5, "align_layer": 1}},
     {**SHARED, "name": "b", "diffusion": {"size": 16, "no_text": 0.5}},
 ]
 HEAD = "diffusion/denoiser/diffusion_pytorch_model.safetensors"
@@ -269,8 +269,8 @@ def test_impossible_configurations(drawing_base, changes, message):
 
 
 def test_mistakes_are_found_before_any_work(drawing_base, tmp_path, photos):
-    phase = {**SHARED, "name": "a", "diffusion": {"size": 8, "sources": ["gone"]}}
-    with pytest.raises(DataError, match="no photos of the source 'gone'; there are: more, set"):
+    phase = {**SHARED, "name": "a", "sources": {"caption": ["gone"]}, "diffusion": {"size": 8}}
+    with pytest.raises(DataError, match="no photos of the source 'gone' for caption; there are: more, set"):
         trainer(drawing_base, tmp_path, config(drawing_base, [phase]), photos).run()
     with pytest.raises(ModelError, match="has no diffusion head"):
         trainer(drawing_base, tmp_path, config(drawing_base, denoiser=None), photos)

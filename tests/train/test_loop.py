@@ -30,6 +30,7 @@ from vlm.train.build import build
 from vlm.train.checkpoint import Average, save_checkpoint
 from vlm.train.config import Phase, TrainConfig, from_json
 from vlm.train.loop import Batch, Trainer
+from vlm.train.optimizer import adamw
 from vlm.train.plan import learning_rate, split_samples
 from vlm.train.seq2seq import Seq2SeqTrainer
 
@@ -118,7 +119,7 @@ def test_every_trained_parameter_is_in_one_group(tmp_path):
     run = trainer(tmp_path, config(), samples(3))
     run.model.tower.chain[0].requires_grad_(False)  # type: ignore[operator]
     phase = Phase("x", lr=0.5, tower_lr=0.25, weight_decay=0.125)
-    optimizer = run._optimizer(phase, learners(run, phase))
+    optimizer = adamw(phase, learners(run, phase), run.device)
     names = {parameter: name for name, parameter in run.model.named_parameters()}
     found = [names[p] for group in optimizer.param_groups for p in group["params"]]
     assert sorted(found) == sorted(name for name in names.values() if not name.startswith("tower.chain.0."))
@@ -134,7 +135,7 @@ def test_a_frozen_tower_has_no_group(tmp_path):
     run = trainer(tmp_path, config(), samples(3))
     run.model.tower.requires_grad_(False)
     phase = Phase("x")
-    assert len(run._optimizer(phase, learners(run, phase)).param_groups) == 2
+    assert len(adamw(phase, learners(run, phase), run.device).param_groups) == 2
 
 
 # Photos

@@ -222,14 +222,20 @@ def test_a_pool_holds_the_photos_with_something_for_the_task(tmp_path):
 def test_a_task_may_learn_from_some_sources_alone(tmp_path):
     photos = [replace(sample, source="ab"[i % 2]) for i, sample in enumerate(samples(8))]
     mix = {"caption": 1.0, "answer": 1.0}
-    run = trainer(tmp_path, config({"name": "a", "mix": mix}, sources={"answer": ["b", "c"]}), photos)
-    assert run.plan(0, phase_of(mix, 1, 1)).pools == {"caption": list(range(8)), "answer": [1, 3, 5, 7]}
+    run = trainer(tmp_path, config({"name": "a", "mix": mix}), photos)
+    assert run.plan(0, replace(phase_of(mix, 1, 1), sources={"answer": ["b"]})).pools == {
+        "caption": list(range(8)),
+        "answer": [1, 3, 5, 7],
+    }
+
+    with pytest.raises(DataError, match="phase 'a': no photos of the source 'c' for answer; there are: a, b"):
+        run.plan(0, replace(phase_of(mix, 1, 1), sources={"answer": ["b", "c"]}))
 
 
-@pytest.mark.parametrize("sources", [{"answer": "b"}, {"drive": ["b"]}])
-def test_sources_are_lists_of_known_tasks(sources):
-    with pytest.raises(ValueError, match=r"sources: (answer='b' must be a list|.*'drive')"):
-        config({"name": "a"}, sources=sources)
+@pytest.mark.parametrize("sources", [{"caption": "b"}, {"answer": ["b"]}])
+def test_sources_are_lists_for_tasks_of_the_mix(sources):
+    with pytest.raises(ValueError, match=r"phase 'a': sources: (caption='b' is one text|answer is not in mix)"):
+        config({"name": "a", "sources": sources})
 
 
 # Whole runs

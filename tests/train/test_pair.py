@@ -21,8 +21,9 @@ from vlm.models.config import PairConfig, TextConfig
 from vlm.models.pair import ContrastivePair
 from vlm.models.towers import freeze_batch_norm
 from vlm.train.build import build
-from vlm.train.config import Contrastive, Phase, Sigmoid, TrainConfig, from_json
+from vlm.train.config import Phase, TrainConfig, from_json
 from vlm.train.pair import PairTrainer, nearest, with_neighbours
+from vlm.train.settings import Contrastive, Sigmoid
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", ".", "red", "green", "blue", "dog", "cat", "bird", "runs", "sits"]
 TEXT = TextConfig(vocab_size=len(WORDS), dim=16, layers=1, heads=2, ffn_dim=32, max_positions=8)

@@ -25,10 +25,11 @@ from vlm.files.bundle import load_bundle
 from vlm.models.layers import DropPath
 from vlm.predictor import decoder_prefix, encoder_ids
 from vlm.train.build import build
-from vlm.train.config import CrossEntropy, Phase, SelfCritical, TrainConfig, from_json
+from vlm.train.config import Phase, TrainConfig, from_json
 from vlm.train.loop import Batch
 from vlm.train.plan import learning_rate, split_samples
 from vlm.train.seq2seq import Seq2SeqTrainer
+from vlm.train.settings import CrossEntropy, SelfCritical
 
 TESTS = Path(__file__).parents[1]
 PLAIN = {"min_area": 1.0, "flip": 0.0, "jitter": 0.0}

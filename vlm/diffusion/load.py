@@ -15,7 +15,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 
 from vlm.diffusion.pipeline import TextToImagePipeline
 from vlm.diffusion.text import SETTINGS, TextEncoder, read_settings
-from vlm.errors import ArgumentError, ModelError
+from vlm.errors import ArgumentError, ModelError, reason
 from vlm.files import hub
 from vlm.files.bundle import Bundle, load_folder
 from vlm.models.denoiser import Denoiser
@@ -95,7 +95,7 @@ def load_head(bundle: Bundle, dtype: torch.dtype = torch.float32) -> TextToImage
         )
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / HEAD / "scheduler", local_files_only=True)
     except Exception as error:  # diffusers raises whatever its parts do
-        raise ModelError(f"{str(folder / HEAD)!r} is not a diffusion head: {_reason(error)}") from None
+        raise ModelError(f"{str(folder / HEAD)!r} is not a diffusion head: {reason(error)}") from None
     _check_widths(denoiser, text, folder / HEAD)
     return TextToImagePipeline(denoiser, scheduler, text, _autoencoder(folder / HEAD / "vae", dtype))
 
@@ -133,7 +133,7 @@ def load_index(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
         # safetensors only: a pickle could run code
         pipeline = _quietly(loader.from_pretrained, folder, use_safetensors=True, torch_dtype=dtype)
     except Exception as error:
-        raise ModelError(f"{str(folder)!r} cannot be loaded as {kind}: {_reason(error)}") from None
+        raise ModelError(f"{str(folder)!r} cannot be loaded as {kind}: {reason(error)}") from None
     if "prompt" not in inspect.signature(type(pipeline).__call__).parameters:
         raise ModelError(f"{str(folder)!r} is a {kind}, which does not draw from text; choose a text-to-image pipeline")
     return pipeline
@@ -166,7 +166,7 @@ def _autoencoder(folder: Path, dtype: torch.dtype) -> Any:
         assert kind.startswith("Autoencoder") and kind.isidentifier(), f"{kind} is not an autoencoder"
         return _quietly(getattr(diffusers, kind).from_pretrained, folder, torch_dtype=dtype)
     except Exception as error:
-        raise ModelError(f"{str(folder)!r} is not an autoencoder of diffusers: {_reason(error)}") from None
+        raise ModelError(f"{str(folder)!r} is not an autoencoder of diffusers: {reason(error)}") from None
 
 
 def _check_widths(denoiser: Denoiser, text: TextEncoder, folder: Path) -> None:
@@ -176,7 +176,3 @@ def _check_widths(denoiser: Denoiser, text: TextEncoder, folder: Path) -> None:
             f"{str(folder)!r} reads text states of {sizes.text_dim} and {sizes.pooled_dim} channels; the base model's "
             f"have {text.dim} and {text.pooled_dim}; take the base that it was trained with"
         )
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -3,7 +3,8 @@
 A diffusion transformer (DiT, Peebles and Xie, 2022, arXiv:2212.09748): patches of the picture attend to each other and,
 by cross-attention, to the states of the text; the share of noise and the pooled text modulate the norms (adaLN-zero).
 As in JiT (Li and He, 2025, arXiv:2511.13720), the network predicts the clean picture, from which the velocity of
-rectified flow follows; queries and keys are normalised, and the feed-forward is SwiGLU.
+rectified flow follows; queries and keys are normalised, and the feed-forward is SwiGLU. As in U-ViT (Bao et al., 2022,
+arXiv:2209.12152), convolutions at the end smooth the borders of patches; here they also see the noisy picture.
 
 It is a model of diffusers, so that `save_pretrained`, `from_pretrained`, schedulers and pipelines work. Of diffusers'
 own classes, `PixArtTransformer2DModel` has no pooled text, and `SD3Transformer2DModel` processes the text in every
@@ -25,6 +26,7 @@ from vlm.models.config import DenoiserConfig
 TIMESTEPS = 1000  # of diffusers' schedulers: a timestep is the share of noise times this
 LEAST_NOISE = 0.05  # below it, the velocity is computed as if there was this share of noise (JiT)
 TIME_DIM = 256  # sines and cosines of the share of noise
+REFINE_DIM = 32  # channels between the two convolutions at the end
 EXTENT = 16.0  # a picture is this many units wide for the rotary positions, whatever its number of patches
 
 
@@ -61,7 +63,11 @@ class Denoiser(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(Block(dim, sizes.heads) for _ in range(sizes.layers))
         self.modulation = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, patch)
-        for layer in (self.modulation, self.out):  # adaLN-zero: an untrained network predicts nothing
+        channels = sizes.channels
+        self.refine = nn.Sequential(
+            nn.Conv2d(2 * channels, REFINE_DIM, 3, padding=1), nn.SiLU(), nn.Conv2d(REFINE_DIM, channels, 3, padding=1)
+        )
+        for layer in (self.modulation, self.out, self.refine[-1]):  # adaLN-zero: untrained, it predicts nothing
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
@@ -135,8 +141,8 @@ class Denoiser(ModelMixin, ConfigMixin):
             if number == layer:
                 inner = x
         shift, scale = self.modulation(condition)[:, None].chunk(2, dim=-1)
-        x = self.out(modulate(x, shift, scale))
-        return from_patches(x, rows, columns, size), inner
+        clean = from_patches(self.out(modulate(x, shift, scale)), rows, columns, size)
+        return clean + self.refine(torch.cat([clean, sample.to(dtype)], dim=1)), inner
 
 
 class Block(nn.Module):

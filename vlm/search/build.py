@@ -16,7 +16,8 @@ from vlm.data.stream import ordered_map
 from vlm.encoders import Encoders
 from vlm.errors import ArgumentError, ImageError, check_list
 from vlm.files.lock import locked
-from vlm.image import IMAGE_SUFFIX, MAX_PIXELS, load_image
+from vlm.files.photos import IMAGE_SUFFIX
+from vlm.image import MAX_PIXELS, load_image
 from vlm.search.index import EXACT_ROWS, Index, check_place, open_index, open_or_create
 
 if TYPE_CHECKING:

@@ -24,7 +24,8 @@ from vlm.models.vision_language import VisionLanguageModel
 from vlm.tasks import TASKS
 from vlm.tasks.caption import PROMPT
 from vlm.tokenizer import Tokenizer, train_tokenizer
-from vlm.train.config import TrainConfig, learner_of
+from vlm.train.config import TrainConfig
+from vlm.train.settings import learner_of
 
 
 def build(config: TrainConfig, samples: Sequence[Sample], out: Path) -> tuple[Bundle, TrainConfig]:

@@ -15,130 +15,20 @@ from vlm.errors import ArgumentError
 from vlm.image import ImageTransform
 from vlm.models.config import DenoiserConfig, PairConfig, Seq2SeqConfig, TowerConfig
 from vlm.tasks.caption import Caption
+from vlm.train.settings import (
+    OBJECTIVES,
+    Contrastive,
+    CrossEntropy,
+    Diffusion,
+    SelfCritical,
+    Sigmoid,
+    check_shares,
+    is_number,
+    learner_of,
+)
 
 Schedule = Literal["cosine", "linear"]
 Precision = Literal["auto", "no", "bf16", "fp16"]
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """The backbone learns the next token of each answer."""
-
-    label_smoothing: float = 0.1
-    """Probability that is spread over the other tokens."""
-    location_spread: float = 0.02
-    """Standard deviation of the targets of boxes, as a share of the photo's side: nearby locations are nearly right. 0
-    turns this off."""
-    box_attention: float = 0.0
-    """Weight of a second loss that draws the decoder's attention into the boxes that it shall write."""
-    hidden_tokens: float = 0.0
-    """Share of the decoder's input tokens that a step replaces by the unknown token."""
-    drop_worst: float = 0.0
-    """Share of a batch's tokens to ignore: those with the largest loss."""
-    drop_worst_after: float = 0.0
-    """Share of the phase's steps after which `drop_worst` starts."""
-    weighted_answers: bool = False
-    """Learn the most common answer to each question, weighted by the share of people who gave it; otherwise draw one of
-    the answers."""
-    closed_answers: bool = False
-    """Normalise over the answers of the training questions only, token by token; they are saved as `answers.txt`."""
-
-    def __post_init__(self):
-        _check_shares(
-            "cross_entropy",
-            self,
-            "label_smoothing",
-            "location_spread",
-            "hidden_tokens",
-            "drop_worst",
-            "drop_worst_after",
-        )
-        if not _is_number(self.box_attention) or not 0 <= self.box_attention < math.inf:
-            raise ValueError(f"cross_entropy: box_attention={self.box_attention!r}; give 0 or more")
-
-
-@dataclass(frozen=True)
-class SelfCritical:
-    """The backbone's own sentences compete for a reward; `texts_per_photo` of them are found by beam search.
-
-    Tasks of the mix that have no reward are learned by cross entropy, so that they are not forgotten.
-    """
-
-    no_repeat_ngram: int = 0
-    """Replaces the task's own setting. 0 allows repetitions, which the reward then teaches the model to avoid."""
-
-
-@dataclass(frozen=True)
-class Contrastive:
-    """The pair of encoders learns which sentence belongs to which photo, by CLIP's softmax over the batch."""
-
-    text_lr: float = 0.0
-    """Peak learning rate of the pair's text tower; 0 freezes it, so that its features are computed only once."""
-    neighbours: int = 0
-    """Hard negatives: for each photo, how many photos with similar captions join the same batch. The frozen text tower
-    measures the similarity."""
-
-    def __post_init__(self):
-        if self.neighbours and self.text_lr:
-            raise ValueError("neighbours are found by a frozen text tower; set text_lr to 0")
-
-
-@dataclass(frozen=True)
-class Sigmoid(Contrastive):
-    """As contrastive, with SigLIP's loss, which judges each pair of photo and sentence by itself."""
-
-
-@dataclass(frozen=True)
-class Diffusion:
-    """The denoiser learns to tell a picture from its noise, given a text; see `vlm.diffusion.flow`.
-
-    A step reads one text of each photo, whatever `texts_per_photo` is.
-    """
-
-    size: int = 64
-    """Side of the pictures, in pixels; phases may grow it. The base's own transform does not matter here."""
-    sources: tuple[str, ...] = ()
-    """Learn from the photos of these sources only; empty: from all."""
-    long_texts: float = 0.5
-    """Share of the steps' texts that are all captions of a photo joined; the others are single captions."""
-    no_text: float = 0.1
-    """Share of the texts that are dropped, for classifier-free guidance."""
-    noise_mean: float = 0.4
-    """Mean of the logits of the shares of noise to learn from."""
-    noise_std: float = 1.0
-    """Standard deviation of these logits."""
-    align: float = 0.0
-    """Weight of the alignment of an inner layer with the tower's patch features (REPA); 0 turns this off."""
-    align_layer: int = 3
-    """The layer that is aligned, 1 for the first."""
-    align_until: float = 0.67
-    """Share of the phase's steps after which the alignment stops."""
-
-    def __post_init__(self):
-        object.__setattr__(self, "sources", tuple(self.sources))  # JSON knows lists only
-        _check_shares("diffusion", self, "no_text")
-        for name in ("long_texts", "align_until"):
-            value = getattr(self, name)
-            if not _is_number(value) or not 0 <= value <= 1:
-                raise ValueError(f"diffusion: {name}={value!r} is not a share; give 0 to 1")
-        if not isinstance(self.size, int) or self.size < 1:
-            raise ValueError(f"diffusion: size={self.size!r} is not a number of pixels")
-        if not _is_number(self.noise_std) or self.noise_std <= 0:
-            raise ValueError(f"diffusion: noise_std={self.noise_std!r} must be above 0")
-        if not _is_number(self.align) or self.align < 0:
-            raise ValueError(f"diffusion: align={self.align!r} must be 0 or more")
-        if not isinstance(self.align_layer, int) or self.align_layer < 1:
-            raise ValueError(f"diffusion: align_layer={self.align_layer!r} is not a layer; the first is 1")
-
-
-Objective = CrossEntropy | SelfCritical | Contrastive | Sigmoid | Diffusion
-OBJECTIVES: dict[str, type[Objective]] = {
-    "cross_entropy": CrossEntropy,
-    "self_critical": SelfCritical,
-    "contrastive": Contrastive,
-    "sigmoid": Sigmoid,
-    "diffusion": Diffusion,
-}
 
 
 @dataclass(frozen=True)
@@ -150,6 +40,8 @@ class Phase:
     mix: dict[str, float] = field(default_factory=lambda: {"caption": 1.0})
     """Tasks that the backbone learns, each with its weight: every step learns one of them, drawn by the weights. The
     pair of encoders and the denoiser learn from captions."""
+    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By task, the only sources of photos that it is learned from; all where none are given."""
     epochs: int = 1
     """How often each photo is shown."""
     batch_size: int = 32
@@ -200,12 +92,17 @@ class Phase:
 
     def _check(self) -> None:
         weights = list(self.mix.values()) if isinstance(self.mix, Mapping) else []
-        if not weights or not all(_is_number(weight) and 0 < weight < math.inf for weight in weights):
+        if not weights or not all(is_number(weight) and 0 < weight < math.inf for weight in weights):
             raise ValueError(f"mix={self.mix} must hold tasks with weights above 0")
         known_tasks.check_names(self.mix)
+        if bad := [task for task in self.sources if task not in self.mix]:
+            raise ValueError(f"sources: {bad[0]} is not in mix; leave it out")
+        if bad := [task for task, names in self.sources.items() if isinstance(names, str)]:
+            raise ValueError(f"sources: {bad[0]}={self.sources[bad[0]]!r} is one text; give a list of sources")
+        object.__setattr__(self, "sources", {task: tuple(names) for task, names in self.sources.items()})
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule={self.schedule!r} is unknown; choose {', '.join(get_args(Schedule))}")
-        _check_shares("", self, "drop_path", "dropout", "hidden_patches")
+        check_shares("", self, "drop_path", "dropout", "hidden_patches")
         if min(self.epochs, self.batch_size, self.texts_per_photo, self.chunks) < 1:
             raise ValueError("epochs, batch_size, texts_per_photo and chunks must be at least 1")
         if self.batch_size % self.chunks:
@@ -230,6 +127,10 @@ class Phase:
                 raise ValueError("self_critical compares sentences; texts_per_photo must be at least 2")
             if not any(known_tasks.TASKS[name].reward for name in self.mix):
                 raise ValueError("self_critical needs a task with a reward in mix, such as caption")
+
+    def learns_from(self, task: str, source: str) -> bool:
+        """Whether a task of the mix is learned from the photos of a source."""
+        return task not in self.sources or source in self.sources[task]
 
 
 @dataclass(frozen=True)
@@ -281,8 +182,6 @@ class TrainConfig:
     """Number of generated scenes to learn from in addition to the photos, see `vlm.data.scenes`."""
     repeats: dict[str, int] = field(default_factory=dict)
     """How often an epoch shows the photos of a source; 1 where none is given."""
-    sources: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By task, the only sources of photos that it is learned from; all where none are given."""
     val_every: int = 20
     """Hold out every n-th photo of sources without a val split for validation; 0 holds out none."""
     precision: Precision = "auto"
@@ -294,7 +193,7 @@ class TrainConfig:
         if self.precision not in get_args(Precision):
             choices = ", ".join(get_args(Precision))
             raise ValueError(f"precision={self.precision!r} is unknown; choose {choices}")
-        _check_shares("", self, "made_questions")
+        check_shares("", self, "made_questions")
         if not isinstance(self.scenes, int) or self.scenes < 0:
             raise ValueError(f"scenes={self.scenes!r} is not a number of scenes; give 0 or more")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**63:
@@ -306,13 +205,6 @@ class TrainConfig:
             known_tasks.check_names(self.tasks)
         except ArgumentError as error:
             raise ValueError(f"tasks: {error}") from None
-        try:
-            known_tasks.check_names(self.sources)
-        except ArgumentError as error:
-            raise ValueError(f"sources: {error}") from None
-        if bad := [task for task, names in self.sources.items() if isinstance(names, str)]:
-            raise ValueError(f"sources: {bad[0]}={self.sources[bad[0]]!r} must be a list of sources")
-        object.__setattr__(self, "sources", {task: tuple(names) for task, names in self.sources.items()})
         if bad := [task for task, settings in self.tasks.items() if not isinstance(settings, dict)]:
             raise ValueError(f"tasks: {bad[0]}={self.tasks[bad[0]]!r} must be an object of settings")
         if not self.phases:
@@ -331,13 +223,6 @@ class TrainConfig:
             raise ValueError("denoiser is for phases with a diffusion objective; leave it out")
 
 
-def learner_of(objective: Objective) -> str:
-    """What an objective trains: the backbone, a pair or a denoiser."""
-    if isinstance(objective, Diffusion):
-        return "a denoiser"
-    return "a pair" if isinstance(objective, Contrastive) else "the backbone"
-
-
 def _check_sizes(phases: Iterable[Phase], denoiser: DenoiserConfig | None) -> None:
     for phase in phases:
         own = phase.objective
@@ -352,18 +237,6 @@ def _check_sizes(phases: Iterable[Phase], denoiser: DenoiserConfig | None) -> No
             raise ValueError(
                 f"phase {phase.name!r}: align_layer={own.align_layer} of {denoiser.layers} layers; lower it"
             )
-
-
-def _check_shares(group: str, settings: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(settings, name)
-        if not _is_number(value) or not 0 <= value < 1:
-            where = f"{group}: " if group else ""
-            raise ValueError(f"{where}{name}={value!r} is not a share; give 0 to below 1")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float))
 
 
 def from_json(data: Mapping[str, Any]) -> TrainConfig:

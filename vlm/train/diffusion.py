@@ -21,14 +21,16 @@ from vlm.diffusion.inputs import generators, to_output
 from vlm.diffusion.load import load_head, save_head
 from vlm.diffusion.pipeline import TextToImagePipeline
 from vlm.diffusion.text import TextEncoder
-from vlm.errors import ArgumentError, DataError
+from vlm.errors import ArgumentError
 from vlm.files.atomic import replacing
 from vlm.files.bundle import Bundle
 from vlm.models.denoiser import Denoiser
-from vlm.train.config import Diffusion, Phase, TrainConfig
+from vlm.tasks.caption import Caption
+from vlm.train.config import Phase, TrainConfig
 from vlm.train.kept import ALIGN_DIM, ALIGN_SIZE, keep_features, keep_pictures, keep_texts
 from vlm.train.loop import Trainer
 from vlm.train.plan import Figures, Step
+from vlm.train.settings import Diffusion
 
 VAL_SHARES = (0.1, 0.3, 0.5, 0.7, 0.9)  # of noise, at which the loss is measured
 VAL_PHOTOS = 128  # of each source
@@ -109,7 +111,7 @@ class DiffusionTrainer(Trainer):
             self.features = None
             if aligned:
                 aligned = [phase for phase in config.phases if _objective(phase).align]
-                rows = sorted({row for phase in aligned for row in self.pool(phase, range(len(train)))})
+                rows = [row for row, sample in enumerate(train) if any(_reads(phase, sample) for phase in aligned)]
                 tower.to(self.device)
                 transform = replace(bundle.transform, size=ALIGN_SIZE)
                 self.features = keep_features(out / "align", train, rows, tower, transform, self.device)
@@ -118,13 +120,6 @@ class DiffusionTrainer(Trainer):
 
     def learners(self, phase: Phase) -> list[tuple[nn.Module, float]]:
         return [(self.module, phase.lr)]
-
-    def pool(self, phase: Phase, photos: Sequence[int]) -> list[int]:
-        wanted = _objective(phase).sources
-        known = {sample.source for sample in self.train_samples}
-        if unknown := [source for source in wanted if source not in known]:
-            raise DataError(f"no photos of the source {unknown[0]!r}; there are: {', '.join(sorted(known))}")
-        return [i for i in photos if not wanted or self.train_samples[i].source in wanted]
 
     def usable(self, photo: int, task: str) -> bool:
         return photo not in self.bad and bool(self.prompts[photo][0])
@@ -175,10 +170,10 @@ class DiffusionTrainer(Trainer):
         self, phase: Phase, epoch: int, step: int, features: KeptFeatures | None, writer
     ) -> tuple[Figures, Counter[str]]:
         """The loss at fixed noise, by source, and a sheet of pictures."""
-        wanted, rows = _objective(phase).sources, {}
+        rows: dict[str, list[int]] = {}
         for number, sample in enumerate(self.val_samples):
             row = len(self.train_samples) + number
-            if self.usable(row, "") and (not wanted or sample.source in wanted):
+            if self.usable(row, Caption.name) and _reads(phase, sample):
                 rows.setdefault(sample.source, []).append(row)
         found: Figures = {}
         for source, own in rows.items():
@@ -292,6 +287,10 @@ def interleave(groups: Sequence[Sequence[int]], count: int) -> list[int]:
     """The first of each group, then the second of each, and so on, up to `count`."""
     longest = max(map(len, groups), default=0)
     return [group[i] for i in range(longest) for group in groups if i < len(group)][:count]
+
+
+def _reads(phase: Phase, sample: Sample) -> bool:
+    return phase.learns_from(Caption.name, sample.source)
 
 
 def _objective(phase: Phase) -> Diffusion:

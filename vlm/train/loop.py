@@ -5,7 +5,6 @@ What is trained, by which loss, and how it is validated: `vlm.train.seq2seq`, `v
 """
 
 import json
-import math
 import random
 import time
 from abc import ABC, abstractmethod
@@ -26,18 +25,17 @@ from vlm.data.augment import View, hide_patches
 from vlm.data.features import KeptFeatures, cached_features, view
 from vlm.data.shards import Sample, Skipped, epoch_order
 from vlm.data.stream import ordered_map
-from vlm.errors import ArgumentError, DataError, ImageError
+from vlm.errors import DataError, ImageError
 from vlm.files.atomic import write_text
 from vlm.models.device import has_fast_bfloat16
 from vlm.models.towers import Tower, float32_depthwise, freeze_batch_norm, trunk_parameters
 from vlm.train.checkpoint import Average, load_checkpoint, read_counters, save_checkpoint
 from vlm.train.config import Phase, TrainConfig, to_json
+from vlm.train.log import START, note_figures, tensorboard_writer
+from vlm.train.optimizer import Divergence, adamw
 from vlm.train.plan import Batch, Figures, Plan, Step, learning_rate, make_plan
 
-MAX_OVERFLOWS = 20  # steps in a row that the scaler of float16 may skip, each of which halves its factor
 RESOLVED = "config.resolved.json"  # the configuration with every field filled in, beside the checkpoint
-VALIDATION = "validation"  # what every validation found, as JSON, and as a table of all figures after each phase
-START = "start"  # the table's column for the model that the run started from
 
 
 class Trainer(ABC):
@@ -96,7 +94,7 @@ class Trainer(ABC):
         self.pools: dict[str, list[int]] = {}  # by task, the numbers of the photos that it can learn from
         self.checkpoint = out / "checkpoint.safetensors"
         self.main = self.accelerator.is_main_process
-        self.overflows = 0  # steps in a row whose gradient is not finite
+        self.divergence = Divergence(scaled=self.accelerator.scaler is not None)
 
     # What a kind of training says of itself
 
@@ -127,10 +125,6 @@ class Trainer(ABC):
     def usable(self, photo: int, task: str) -> bool:
         """Whether there is something to learn for a task from a training photo."""
         return True
-
-    def pool(self, phase: Phase, photos: Sequence[int]) -> list[int]:
-        """Those of the usable photos that a phase learns from."""
-        return list(photos)
 
     @abstractmethod
     def prepare(self, phase: Phase) -> None:
@@ -191,7 +185,7 @@ class Trainer(ABC):
         for parameter in model.parameters():
             parameter.requires_grad_(parameter not in frozen)
         self.prepare(phase)
-        optimizer = self._optimizer(phase, learners)
+        optimizer = adamw(phase, learners, self.device)
         average = Average(model, phase.ema)
         step = 0
         if resume:
@@ -201,7 +195,7 @@ class Trainer(ABC):
         share = phase.batch_size * self.accelerator.num_processes
         total = len(plan.tasks)
         per_epoch = total // phase.epochs
-        writer = self._writer() if self.main else None
+        writer = tensorboard_writer(self.out) if self.main else None
         bar = tqdm(total=total * share, initial=step * share, unit="photo", desc=phase.name, disable=not self.main)
         features = self._features(phase) if phase.views and step < total else None
         if self.main and not index and not step and self.trained_before:
@@ -218,14 +212,15 @@ class Trainer(ABC):
                 now = self._step(phase, batch, f"{self.config.seed}/{index}/{step}", step / total)
                 loss, figures = self.backward(wrapped, now)
                 norm = self.accelerator.clip_grad_norm_(wrapped.parameters(), phase.clip_norm)
-                self._check_finite(step, loss, torch.as_tensor(norm), phase, index)
+                norm = torch.as_tensor(norm).item()
+                self.divergence.check(step, loss, norm, phase, index)
                 prepared.step()
                 prepared.zero_grad()
                 step += 1
                 average.update(model, step)
                 bar.update(share)
                 if self.main and step % 10 == 0:
-                    figures |= {"loss": loss.item(), "grad_norm": torch.as_tensor(norm).item(), "lr": factor * phase.lr}
+                    figures |= {"loss": loss.item(), "grad_norm": norm, "lr": factor * phase.lr}
                     bar.set_postfix({k: f"{v:.3f}" for k, v in figures.items() if k in ("loss", "reward")})
                     assert writer is not None
                     label = f"{phase.name}/{batch.task}" if len(phase.mix) > 1 else phase.name
@@ -246,32 +241,9 @@ class Trainer(ABC):
             self.save(self.out / phase.name)
         self.accelerator.free_memory(wrapped, prepared)
 
-    def _check_finite(self, step: int, loss: Tensor, norm: Tensor, phase: Phase, index: int) -> None:
-        """Stop where training diverges, before a step spoils the weights; the last checkpoint stays.
-
-        Raises:
-            DataError: the loss or the gradient is not finite. With float16, gradients may overflow, and the scaler
-                skips such steps by itself, up to `MAX_OVERFLOWS` in a row.
-        """
-        name, value = ("loss", loss.item()) if not loss.isfinite().all() else ("gradient norm", norm.item())
-        self.overflows = 0 if math.isfinite(value) else self.overflows + 1
-        allowed = MAX_OVERFLOWS if self.accelerator.scaler is not None and name != "loss" else 0
-        if self.overflows > allowed:
-            raise DataError(
-                f"phase {phase.name!r} diverged at step {step + 1}: the {name} is {value}; lower --phases.{index}.lr "
-                f"(now {phase.lr:g}), and go on from the last checkpoint, or start anew with another --out"
-            )
-
     def _save(self, phase: int, step: int, optimizer: torch.optim.Optimizer, average: Average) -> None:
         counters = {"config": self._fingerprint(phase), "phase": phase, "step": step}
         save_checkpoint(self.checkpoint, self.module, optimizer, average, counters)
-
-    def _writer(self):
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise ArgumentError('training logs need tensorboard; pip install "vlm-foundation[train]"') from None
-        return SummaryWriter(str(self.out / "tensorboard"))
 
     def _features(self, phase: Phase) -> KeptFeatures:
         """Kept features; the main process makes them, the others wait and read."""
@@ -289,33 +261,25 @@ class Trainer(ABC):
                 device=str(self.device),
             )
 
-    def _optimizer(self, phase: Phase, learners: Sequence[tuple[nn.Module, float]]) -> torch.optim.AdamW:
-        """AdamW; norms, biases and scales are not decayed."""
-        groups = []
-        for module, lr in learners:
-            trained = [p for p in module.parameters() if p.requires_grad]
-            for decay, part in (
-                (phase.weight_decay, [p for p in trained if p.ndim > 1]),
-                (0.0, [p for p in trained if p.ndim < 2]),
-            ):
-                groups.append({"params": part, "lr": lr, "peak": lr, "weight_decay": decay})
-        fused = self.device.type in ("cpu", "cuda")  # a quarter of the time on a CPU
-        return torch.optim.AdamW([g for g in groups if g["params"]], betas=(0.9, phase.beta2), fused=fused)
-
     def plan(self, index: int, phase: Phase) -> Plan:
         """Which task each step of the phase learns; see `make_plan`.
 
         Raises:
-            DataError: a task has fewer photos than a step reads.
+            DataError: a task has fewer photos than a step reads, or `sources` names one that no photo has.
         """
         for task in phase.mix.keys() - self.pools.keys():  # one look at the photos serves all phases
-            sources = self.config.sources.get(task)
-            self.pools[task] = [
-                i
-                for i in self.photos
-                if (sources is None or self.train_samples[i].source in sources) and self.usable(i, task)
-            ]
-        pools = {task: self.pool(phase, self.pools[task]) for task in phase.mix}
+            self.pools[task] = [i for i in self.photos if self.usable(i, task)]
+        known = {sample.source for sample in self.train_samples}
+        for task, wanted in phase.sources.items():
+            if unknown := [source for source in wanted if source not in known]:
+                raise DataError(
+                    f"phase {phase.name!r}: no photos of the source {unknown[0]!r} for {task}; "
+                    f"there are: {', '.join(sorted(known))}"
+                )
+        pools = {
+            task: [i for i in self.pools[task] if phase.learns_from(task, self.train_samples[i].source)]
+            for task in phase.mix
+        }
         share = phase.batch_size * self.accelerator.num_processes
         try:
             return make_plan(phase.mix, pools, share, phase.epochs, f"{self.config.seed}/{index}/mix")
@@ -395,8 +359,7 @@ class Trainer(ABC):
         self.module.eval()
         found, count = self._measure(phase, epoch, step, features, writer)
         self.module.load_state_dict(own)
-        name = phase.name if epoch >= 0 else START
-        self._note(name, {f"{source} {task}".strip(): figures for (source, task), (figures, _) in found.items()})
+        note_figures(self.out, phase.name if epoch >= 0 else START, found)
         for (source, task), (figures, shown) in sorted(found.items()):
             label = " ".join(filter(None, (source, task)))
             text = " ".join(f"{name} {value:.4f}" for name, value in figures.items())
@@ -434,21 +397,3 @@ class Trainer(ABC):
                 yield samples, grid.float()
 
         return self.validate(parts()), count
-
-    def _note(self, phase: str, figures: dict[str, dict[str, float]]) -> None:
-        """Keep the last figures of each phase, so that what a phase cost other tasks can be seen beside what it won."""
-        file = self.out / f"{VALIDATION}.json"
-        noted: dict[str, dict[str, dict[str, float]]] = json.loads(file.read_text()) if file.exists() else {}
-        noted[phase] = figures
-        write_text(file, json.dumps(noted, indent=2) + "\n")
-        write_text(file.with_suffix(".md"), phase_table(noted))
-
-
-def phase_table(noted: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Figures by phase, photos and name, as a Markdown table with a column for each phase."""
-    rows = dict.fromkeys((label, name) for found in noted.values() for label, own in found.items() for name in own)
-    lines = [["photos", "figure", *noted], ["---", "---", *["---:"] * len(noted)]]
-    for label, name in sorted(rows):
-        values = (found.get(label, {}).get(name) for found in noted.values())
-        lines.append([label, name, *("" if value is None else f"{value:.2f}" for value in values)])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

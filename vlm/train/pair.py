@@ -21,11 +21,12 @@ from vlm.models.pair import PAD, ContrastivePair
 from vlm.models.vision_language import VisionLanguageModel
 from vlm.predictor import pad
 from vlm.tasks.base import choose
-from vlm.train.config import Contrastive, Phase, Sigmoid, TrainConfig
+from vlm.train.config import Phase, TrainConfig
 from vlm.train.contrastive import cached_backward, gather
 from vlm.train.loop import Trainer
 from vlm.train.objectives import sigmoid_loss, softmax_loss
 from vlm.train.plan import Figures, Step
+from vlm.train.settings import Contrastive, Sigmoid
 
 # image features, text features, each text's image -> named figures
 Metric = Callable[[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]], dict[str, float]]

@@ -15,12 +15,13 @@ from vlm.data.shards import Sample, find_shards, read_samples
 from vlm.errors import ArgumentError, DataError
 from vlm.files.lock import locked
 from vlm.train.build import build
-from vlm.train.config import Diffusion, SelfCritical, TrainConfig, from_json
+from vlm.train.config import TrainConfig, from_json
 from vlm.train.loop import Trainer
 from vlm.train.memory import keep_freed_memory
 from vlm.train.pair import PairTrainer
 from vlm.train.plan import split_samples, used_samples
 from vlm.train.seq2seq import Reward, Seq2SeqTrainer
+from vlm.train.settings import Diffusion, SelfCritical
 
 VAL_SCENES = 100  # scenes that validate where scenes are learned
 CONFIGS = Path(__file__).parent / "configs"

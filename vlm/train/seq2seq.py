@@ -25,7 +25,7 @@ from vlm.predictor import Photo, Predictor, encoder_ids, pad
 from vlm.tasks import Task, TrainingExample, TrainingRules
 from vlm.train.batches import IGNORED, allowed_tokens, teacher_forcing
 from vlm.train.box_attention import AttentionSeen, as_fractions, box_attention_loss, watched
-from vlm.train.config import CrossEntropy, Objective, Phase, SelfCritical, TrainConfig
+from vlm.train.config import Phase, TrainConfig
 from vlm.train.loop import Trainer
 from vlm.train.objectives import (
     label_smoothed_cross_entropy,
@@ -34,6 +34,7 @@ from vlm.train.objectives import (
     self_critical_loss,
 )
 from vlm.train.plan import Figures, Step
+from vlm.train.settings import CrossEntropy, Objective, SelfCritical
 
 Reward = Callable[[int, Sequence[str]], Sequence[float]]  # training photo, sentences -> a reward each
 Metric = Callable[[Mapping[str, str], Mapping[str, Sequence[str]]], dict[str, float]]  # by key -> named figures
