@@ -7,6 +7,7 @@ from eval.benchmarks import (
     caption_languages,
     captions,
     class_folders,
+    drawing,
     entailment,
     grounding,
     judgements,
@@ -31,6 +32,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         judgements,
         class_folders,
         text_to_image,
+        drawing,
         scenes,
     )
     for benchmark in module.BENCHMARKS

@@ -70,11 +70,19 @@ class Featurizer(Protocol):
         ...
 
 
+@runtime_checkable
+class Drawer(Protocol):
+    def draw_items(self, items: Sequence[Item], photos: Sequence[Any]) -> list[dict[str, Any]]:
+        """Pictures of the items' prompts, and their photos, as `eval.models.drawing.DrawingModel` sees them."""
+        ...
+
+
 # abilities that are not tasks of `vlm.tasks`, by name
 ABILITIES = {
     "embed": "embed photos and sentences",
     "compare": "compare photos with sentences",
     "featurize": "compute features of photos",
+    "draw": "draw pictures of prompts",
 }
 
 Predict = Callable[[Sequence[Item], Sequence[Any]], list[Any]]  # items and their prepared photos to JSON values
@@ -193,7 +201,11 @@ def load(name: str, task: str, device: str) -> EvalModel:
     from vlm.files.bundle import has_pair
 
     source = hub.resolve(name.removeprefix("vlm:"), hub.FORMS)
-    if source.kind == "hf":
+    if task == "draw" and source.kind == "model":
+        from eval.models.drawing import DrawingModel
+
+        model = DrawingModel(source.name, device)
+    elif source.kind == "hf":
         from eval.models import peers
 
         model = peers.load(source.name, device)
@@ -204,7 +216,7 @@ def load(name: str, task: str, device: str) -> EvalModel:
     elif source.kind in ("open_clip", "timm"):
         encoders = vlm.load_encoders(source.name, device=device)
         model = ImageEncoder(encoders) if encoders.logit_scale is None else EncoderPair(encoders)
-    elif (task in DERIVED and task != FEATURES) and source.kind == "model" and has_pair(source.folder()):
+    elif (task in DERIVED and task not in (FEATURES, "draw")) and source.kind == "model" and has_pair(source.folder()):
         model = EncoderPair(vlm.load_encoders(source.name, device=device))
     else:
         model = VLMModel(source.name, device)
@@ -345,4 +357,5 @@ DERIVED: dict[str, dict[type, Callable[[Any, Sequence[Item]], Predict]]] = {
     "embed": {Embedder: _embed_items},
     "compare": {Embedder: _compare_items},
     FEATURES: {Featurizer: _featurize, Embedder: _featurize},
+    "draw": {Drawer: lambda model, items: model.draw_items},
 }

@@ -240,9 +240,10 @@ def test_help_of_a_configuration_lists_its_fields(name, capsys, monkeypatch):
     config = read_config(name)
     assert f"usage: vlm train {name} " in out
     expected = [f"phases.{i}.{field.name}" for i, phase in enumerate(config.phases) for field in fields(phase)]
-    expected = [option for option in expected if not option.endswith((".mix", ".objective"))]
+    expected = [option for option in expected if not option.endswith((".mix", ".sources", ".objective"))]
     for i, phase in enumerate(config.phases):
         expected += [f"phases.{i}.mix.{task}" for task in phase.mix]
+        expected += [f"phases.{i}.sources.{task}" for task in phase.sources]
         expected += [f"phases.{i}.objective.{field.name}" for field in fields(phase.objective)]
     for part in ("backbone", "pair", "tower", "image", "augmentation"):
         if getattr(config, part) is not None:
@@ -252,10 +253,10 @@ def test_help_of_a_configuration_lists_its_fields(name, capsys, monkeypatch):
     listed = texts_of_options(out)
     missing = [option for option in expected if option.replace("_", "-") not in listed]
     assert missing == []
-    # what a phase sets, and the run, is explained; the weights of a mix are, above them
+    # what a phase sets, and the run, is explained; the weights of a mix and its sources are, above them
     silent = [option for option, text in listed.items() if not text]
-    groups = ("augmentation.", "tasks.", "repeats.", "sources.", "grow.")
-    assert [option for option in silent if ".mix." not in option and not option.startswith(groups)] == []
+    groups = re.compile(r"(augmentation|tasks|repeats|grow|phases\.\d+\.(mix|sources))\.")
+    assert [option for option in silent if not groups.match(option)] == []
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def _expand(pattern: str) -> list[Path]:
         return images
     if os.path.exists(pattern) or not glob.has_magic(pattern) or URL.match(pattern):
         return [Path(pattern)]
-    images = []
+    images: list[Path] = []
     for match in map(Path, glob.glob(pattern, recursive=True)):
         images += _images_in(match) if os.path.isdir(match) else [match] if _is_image_file(match) else []
     if not images:

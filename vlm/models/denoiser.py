@@ -64,12 +64,11 @@ class Denoiser(ModelMixin, ConfigMixin):
         self.modulation = nn.Linear(dim, 2 * dim)
         self.out = nn.Linear(dim, patch)
         channels = sizes.channels
-        self.refine = nn.Sequential(
-            nn.Conv2d(2 * channels, REFINE_DIM, 3, padding=1), nn.SiLU(), nn.Conv2d(REFINE_DIM, channels, 3, padding=1)
-        )
-        for layer in (self.modulation, self.out, self.refine[-1]):  # adaLN-zero: untrained, it predicts nothing
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        last = nn.Conv2d(REFINE_DIM, channels, 3, padding=1)
+        self.refine = nn.Sequential(nn.Conv2d(2 * channels, REFINE_DIM, 3, padding=1), nn.SiLU(), last)
+        for layer in (self.modulation, self.out, last):  # adaLN-zero: an untrained network predicts nothing
+            for parameter in layer.parameters():
+                nn.init.zeros_(parameter)
 
     def resize(self, size: int) -> None:
         """Change the side of the pictures that are drawn by default; the weights fit any."""
