@@ -16,7 +16,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from vlm.decoding.search import GenerationConfig, generate
+from vlm.decoding.config import GenerationConfig
+from vlm.decoding.search import generate
 from vlm.models.config import BOS, Seq2SeqConfig
 from vlm.models.seq2seq import Encoded, Seq2Seq
 

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.convert.ofa.config import BLOCKS
-from vlm.decoding.search import GenerationConfig, Hypothesis, generate
+from vlm.decoding.config import GenerationConfig, Hypothesis
+from vlm.decoding.search import generate
 from vlm.models import attention
 from vlm.models.config import Seq2SeqConfig, TowerConfig
 from vlm.models.layers import DecoderBlock

@@ -12,7 +12,8 @@ import torch
 
 import vlm
 from vlm.decoding.answer import Answer
-from vlm.decoding.search import GenerationConfig, generate
+from vlm.decoding.config import GenerationConfig
+from vlm.decoding.search import generate
 from vlm.errors import ArgumentError, ImageError
 from vlm.files.bundle import Bundle
 from vlm.image import ImageTransform

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from vlm.data.stream import stream_batches
 from vlm.decoding.answer import Answer
-from vlm.decoding.search import GenerationConfig, generate
+from vlm.decoding.config import GenerationConfig
+from vlm.decoding.search import generate
 from vlm.decoding.trie import Trie, score_candidates
 from vlm.encoders.pair import PairEncoders
 from vlm.errors import ArgumentError, ImageError

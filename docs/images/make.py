@@ -1,6 +1,7 @@
 """Make the pictures of the documentation again: `python docs/images/make.py`, from the root of the repository.
 
-Needs `pip install -e ".[eval,retrieval]"` and Chromium, which takes the screenshots (`apt-get install chromium`).
+Needs `pip install -e ".[eval,retrieval,diffusion]"` and Chromium, which takes the screenshots (`apt-get install
+chromium`).
 """
 
 import json
@@ -89,7 +90,8 @@ def main() -> int:
         shutil.copytree(SAMPLE, folder / "photos")
         screenshot(browser, search_page(folder), folder, height=480).save(OUT / "search.png", optimize=True)
         screenshot(browser, report_page(folder), folder, height=1120).save(OUT / "report.png", optimize=True)
-    for name in ("caption.png", "search.png", "report.png"):
+        sheet_of_pictures(folder).save(OUT / "drawn.png", optimize=True)
+    for name in ("caption.png", "search.png", "report.png", "drawn.png"):
         print(f"{name}: {(OUT / name).stat().st_size / 1000:.0f} kB")
     return 0
 
@@ -119,6 +121,12 @@ def report_page(folder: Path) -> Path:
     title = "Ten sample photos, captions written for this page"
     run("eval", "captions_json", "--data", "photos", "--out", "report", "--title", title, cwd=folder)
     return folder / "report/report.html"
+
+
+def sheet_of_pictures(folder: Path) -> Image.Image:
+    """One picture of each line of prompts.txt, with the command's own settings."""
+    run("tasks.generate", "--prompts", str(OUT / "prompts.txt"), "--out", "sheet.png", cwd=folder)
+    return Image.open(folder / "sheet.png")
 
 
 def run(module: str, *arguments: str, cwd: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, layout
+from eval.benchmark import Benchmark, Item, Predictions, Scores, layout, shipped
 from eval.benchmarks.captions import read_plain
 from vlm.errors import DataError
 
@@ -47,6 +47,9 @@ def read_products(folder: Path, split: str) -> list[Item]:
                 drawn.append(Item(path.stem, image, (title,), title, groups=about))
             elif record["split"] == "train":
                 known.append(Item(path.stem, image, (title,), groups=about, scored=False))
+    if not drawn or not known:
+        remedy = shipped("shards of products, and unpack them into it: KEY.webp and KEY.json")
+        raise DataError(f"{str(folder)!r} holds no products of the split {split!r}, or none of train; {remedy}")
     counts = {kind: [item.groups[kind] for item in known] for kind in KINDS}
     usual = [item for item in drawn if all(counts[kind].count(item.groups[kind]) >= KNOWN for kind in KINDS)]
     return [*usual[:PRODUCTS], *known]

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlm.decoding.search import GenerationConfig, Hypothesis, forbid_repeats, generate
+from vlm.decoding.config import GenerationConfig, Hypothesis
+from vlm.decoding.search import forbid_repeats, generate
 from vlm.decoding.trie import Trie, score_candidates
 from vlm.errors import ArgumentError
 from vlm.models.config import BOS, EOS, NUM_SPECIALS, PAD, UNK, Seq2SeqConfig

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from vlm.decoding.search import GenerationConfig, generate
+from vlm.decoding.config import GenerationConfig
+from vlm.decoding.search import generate
 from vlm.decoding.trie import Trie, score_candidates
 from vlm.models.config import EOS, PAD
 

@@ -158,7 +158,7 @@ def test_captions_through_the_command(tmp_path, drawing_base, drawing, monkeypat
         (["draw_captions", "--data", "datasets/sample"], ["captions.json", "a list of {file, captions}"]),
     ],
 )
-def test_what_cannot_be_measured_is_told(argv, words, capsys):
-    assert main(argv) == 2
+def test_what_cannot_be_measured_is_told(argv, words, tmp_path, capsys):
+    assert main([*argv, "--out", str(tmp_path)]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and err.count("\n") == 1 and all(word in err for word in words), err

@@ -111,10 +111,28 @@ def test_the_best_are_kept(folder, tmp_path):
     assert best.tobytes() == pictures[int(scores.argmax())].tobytes()
 
 
-def test_tiny_has_no_head_yet_and_says_what_to_do(tmp_path, capsys):
-    assert run("--prompt", "a shoe", "--out", tmp_path / "x.png") == 2
+def test_a_model_without_a_head_says_what_to_do(drawing_base, tmp_path, capsys):
+    assert run("--model", drawing_base, "--prompt", "a shoe", "--out", tmp_path / "x.png") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "'tiny' has no diffusion head" in line and "vlm train tiny_diffusion" in line and "--model" in line
+    assert "has no diffusion head" in line and "vlm train tiny_diffusion" in line and "--model" in line
+
+
+def test_tiny_draws_what_it_is_told(tmp_path):
+    """Six prompts, one picture each: the encoders and the colours of the pixels tell which is which."""
+    colours = {"red": 0, "green": 1, "blue": 2}
+    prompts = [f"a {colour} {thing}" for colour in colours for thing in ("t-shirt", "handbag")]
+    flags = [part for prompt in prompts for part in ("--prompt", prompt)]
+    assert run(*flags, "--steps", 10, "--out", tmp_path / "x.png") == 0
+    pictures = [Image.open(tmp_path / f"x-{number}.png").convert("RGB") for number in range(1, 7)]
+    assert {picture.size for picture in pictures} == {(64, 64)}
+    encoders = vlm.load_encoders("tiny")
+    with torch.inference_mode():
+        scores = encoders.encode_image(pictures) @ encoders.encode_text(["a photo of a t-shirt", "a photo of a bag"]).T
+    assert scores.argmax(1).tolist() == [0, 1] * 3
+    for picture, prompt in zip(pictures, prompts, strict=True):
+        pixels = np.asarray(picture).reshape(-1, 3).astype(float)
+        seen = pixels[pixels.min(1) < 200].mean(0)  # white ground left out
+        assert seen.argmax() == colours[prompt.split()[1]], prompt
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 
 from vlm.data.features import view
 from vlm.data.shards import Sample
-from vlm.decoding.search import GenerationConfig, generate
+from vlm.decoding.config import GenerationConfig
+from vlm.decoding.search import generate
 from vlm.errors import DataError
 from vlm.files.bundle import load_folder
 from vlm.models.towers import freeze_batch_norm

@@ -349,6 +349,15 @@ def test_settings_that_cannot_be_searched_fail_at_once(checkpoint, tmp_path, set
         trainer(tmp_path, from_ofa(checkpoint, ANSWER, tasks={"answer": settings}), samples(3))
 
 
+def test_sentences_do_not_compete_after_a_prefix(checkpoint, tmp_path):
+    """A phase of cross-entropy may have one."""
+    phase = {"name": "a", "epochs": 1, "batch_size": 2, "mix": {"caption": 1.0}}
+    settings = {"caption": {"prefix": "source"}}
+    trainer(tmp_path, from_ofa(checkpoint, phase, tasks=settings), samples(3))
+    with pytest.raises(ArgumentError, match="caption has prefix='source'; sentences that compete are written without"):
+        trainer(tmp_path, from_ofa(checkpoint, {**phase, "self_critical": {}}, tasks=settings), samples(3))
+
+
 def test_photos_are_split_by_what_is_learned():
     found = samples(4)
     for tasks, keys in ((("caption",), "023"), (("answer",), "123"), (("caption", "answer"), "0123")):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm.decoding.search import GenerationConfig
+from vlm.decoding.config import GenerationConfig
 from vlm.errors import ArgumentError
 from vlm.models.config import BOS, EOS, PAD
 from vlm.predictor import Photo

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 from vlm.data.shards import Sample
 from vlm.decoding.answer import Answer
-from vlm.decoding.search import GenerationConfig
+from vlm.decoding.config import GenerationConfig
 from vlm.errors import ArgumentError
 from vlm.models.config import EOS, PAD
 from vlm.predictor import Photo, Predictor, Prefix, decoder_prefix, encoder_ids

@@ -82,8 +82,14 @@ class Seq2SeqTrainer(Trainer):
         # by task, the answers of the training photos, where only these compete
         self.closed: dict[str, list[str]] = {}
         self.tries: dict[str, Trie] = {}
+        competing = {name for phase in config.phases if isinstance(phase.objective, SelfCritical) for name in phase.mix}
         for task in self.tasks.values():
             task.search()
+            if task.reward and task.name in competing and task.prefix != "none":
+                raise ArgumentError(
+                    f"tasks: {task.name} has prefix={task.prefix!r}; sentences that compete are written without one: "
+                    "choose none, or leave the task out of the self-critical phase"
+                )
             if task.prefix == "source_and_end":
                 raise ArgumentError(
                     f"tasks: {task.name} has prefix={task.prefix!r}, after which nothing is searched; choose source"

@@ -17,7 +17,8 @@ from tokenizers import pre_tokenizers
 import vlm
 from eval import models
 from tasks import convert
-from vlm.decoding.search import GenerationConfig, generate
+from vlm.decoding.config import GenerationConfig
+from vlm.decoding.search import generate
 from vlm.errors import ArgumentError, ModelError
 from vlm.files import hub
 from vlm.image import ImageTransform

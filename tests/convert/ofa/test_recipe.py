@@ -13,7 +13,8 @@ import torch
 from vlm.convert.ofa.checkpoint import load_checkpoint
 from vlm.convert.ofa.config import BLOCKS, from_fairseq
 from vlm.convert.ofa.files import Checkpoint
-from vlm.decoding.search import GenerationConfig, generate
+from vlm.decoding.config import GenerationConfig
+from vlm.decoding.search import generate
 from vlm.models.config import EOS
 from vlm.models.seq2seq import Encoded
 from vlm.models.vision_language import VisionLanguageModel
