@@ -74,6 +74,14 @@ def test_search_and_label_commands_run(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "a.html").stat().st_size > 1000
 
 
+def test_the_drawing_command_runs(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    (line,) = [line for line in COMMANDS if line.startswith("vlm generate")]
+    words = [str(tmp_path / word) if word == "bags.png" else word for word in shlex.split(line)[1:]]
+    assert commands([*words, "--steps", "1"]) == 0  # fewer than in the README: only the words are tried
+    assert len(capsys.readouterr().out.splitlines()) == len(list(tmp_path.glob("*.png"))) == 9
+
+
 def test_question_commands_run(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     local = [line for line in COMMANDS if line.startswith("vlm vqa") and "models/ofa_base" not in line]
