@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Box = tuple[float, float, float, float]
+OF_REAL = " of real photos"  # ends the name of a figure that real photos get from the judge of drawn pictures
 
 
 @dataclass(frozen=True)

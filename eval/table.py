@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.benchmark import OF_REAL
 from eval.report import read_results, show_figure, title
 from vlm.errors import ArgumentError, DataError
 from vlm.files.atomic import write_text
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-FIGURES = 2  # of each run, the leading ones; recalls are shown all
+FIGURES = 2  # of each run, the leading ones, each beside that of real photos; recalls are shown all
 CARD = "MODEL_CARD.md"  # vlm/weights/NAME/MODEL_CARD.md gets the runs of the model NAME
 
 
@@ -92,7 +93,9 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         some = next(iter(row.values()))
         of = "" if some["n"] == some["of"] else f" of {some['of']:,}"
         recalls = [figure for figure in some["figures"] if "recall@" in figure]
-        for number, figure in enumerate(recalls or list(some["figures"])[:FIGURES]):
+        leading = recalls or list(some["figures"])[:FIGURES]
+        beside = [name for figure in leading for name in (figure, figure + OF_REAL) if name in some["figures"]]
+        for number, figure in enumerate(beside):
             first = [cell(title(some)), f"{some['n']:,}{of}"] if number == 0 else ["", ""]
             values = [
                 show_figure(row[model]["figures"][figure]) if figure in row.get(model, {}).get("figures", {}) else ""

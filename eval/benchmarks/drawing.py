@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from eval.benchmark import Benchmark, Item, Predictions, Scores, layout, shipped
+from eval.benchmark import OF_REAL, Benchmark, Item, Predictions, Scores, layout, shipped
 from eval.benchmarks.captions import read_plain
 from vlm.errors import DataError
 
@@ -76,6 +76,7 @@ def score_products(items: Sequence[Item], predictions: Predictions) -> Scores:
     if not known or not asked:
         raise DataError("there are no products to draw, or no training photos to judge by; measure without --limit")
     values: dict[str, list[float]] = {}
+    of_real: dict[str, list[float]] = {}
     shown = [""] * len(asked)
     for kind, sight in KINDS.items():
         names = [str(item.groups[kind]) for item, _ in known]
@@ -84,11 +85,11 @@ def score_products(items: Sequence[Item], predictions: Predictions) -> Scores:
         said = judge(_array([found["drawn"] for _, found in asked], sight))
         values[f"{kind} accuracy"] = _hits(said, truth)
         real = judge(_array([found["real"] for _, found in asked], sight))
-        values[f"{kind} accuracy of real photos"] = _hits(real, truth)
+        of_real[f"{kind} accuracy{OF_REAL}"] = _hits(real, truth)
         shown = [f"{text} {name}".strip() for text, name in zip(shown, said, strict=True)]
     real, drawn = (_unit(_array([found[name] for _, found in asked], "features")) for name in ("real", "drawn"))
     photos = _unit(_array([found["real"] for _, found in known], "features"))
-    values |= _of_prompts([found for _, found in asked])
+    values |= of_real | _of_prompts([found for _, found in asked])
     distances = [1 - (rows @ photos.T).max(1) for rows in (real, drawn)]
     limit = np.percentile(distances[0], NEAR)
     values["memorised"] = (100.0 * (distances[1] < limit)).tolist()
@@ -119,7 +120,7 @@ def _of_prompts(predictions: Sequence[dict[str, Any]]) -> dict[str, list[float]]
     score = 100 * clip_scores(drawn, texts)
     others = 100 * clip_scores(drawn, np.roll(texts, 1, axis=0))
     values: dict[str, np.ndarray] = {"CLIPScore": score}
-    values |= {"CLIPScore of real photos": 100 * clip_scores(real, texts)}
+    values |= {f"CLIPScore{OF_REAL}": 100 * clip_scores(real, texts)}
     values |= {"CLIPScore of shuffled prompts": others, "CLIPScore gain over shuffled prompts": score - others}
     ranks = np.concatenate(
         [
@@ -144,7 +145,7 @@ def _scores(values: dict[str, list[float]], shown: list[str], real: "np.ndarray"
     if len(real) >= 4:
         # halves of different prompts, so that a drawn picture is compared with photos of other things, as a real one is
         figures["Frechet distance (tower) x 1000"] = 1000 * frechet_distance(drawn[::2], real[1::2])
-        figures["Frechet distance (tower) x 1000 of real photos"] = 1000 * frechet_distance(real[::2], real[1::2])
+        figures[f"Frechet distance (tower) x 1000{OF_REAL}"] = 1000 * frechet_distance(real[::2], real[1::2])
     return Scores(figures, values, shown)
 
 
@@ -185,7 +186,7 @@ BENCHMARKS = (
         needs="the shards of products, unpacked: KEY.webp and KEY.json with {title, attributes, split}",
         card="products",
         splits=("test", "val"),
-        metrics=("type accuracy", "colour accuracy"),
+        metrics=tuple(f"{kind} accuracy{of}" for of in ("", OF_REAL) for kind in KINDS),
         read=read_products,
         score=score_products,
         submission=submission,
@@ -196,7 +197,7 @@ BENCHMARKS = (
         needs="captions.json, a list of {file, captions}, and the photos that it names",
         card="products",
         splits=("all",),
-        metrics=("CLIPScore", f"prompt found among {GALLERY}, R@1"),
+        metrics=("CLIPScore", "CLIPScore of shuffled prompts", f"CLIPScore{OF_REAL}"),
         read=read_captions,
         score=score_captions,
         submission=submission,

@@ -107,6 +107,11 @@ def test_products_by_hand(products, tmp_path, monkeypatch, capsys):
     assert figures["CLIPScore of real photos"] == pytest.approx(250, abs=1e-3)
     assert [item["scores"]["type accuracy"] for item in items] == [100, 100, 100, 0]
     assert "type accuracy" in capsys.readouterr().out
+    table = tmp_path / "README.md"
+    table.write_text("<!-- results:begin -->\n<!-- results:end -->\n")
+    assert main(["table", str(out), "--into", str(table)]) == 0
+    names = [line.split("|")[3].strip() for line in table.read_text().splitlines() if line.startswith("|")][2:]
+    assert names == [f"{kind} accuracy{of}" for kind in ("type", "colour") for of in ("", " of real photos")]
 
 
 def test_colours_by_hand():
