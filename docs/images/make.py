@@ -73,7 +73,7 @@ CAPTIONS = {
     ],
     "temple": [
         "a tall red and green temple above a lake",
-        "a chinese tower among trees with a lake behind it",
+        "a Chinese tower among trees with a lake behind it",
         "a red tower with several roofs over a lake",
     ],
 }

@@ -1,6 +1,7 @@
 """Pictures that the model draws itself: product photos and photos of scenes, judged by the encoders of `tiny`."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,8 @@ def read_products(folder: Path, split: str) -> list[Item]:
     if not drawn or not known:
         remedy = shipped("shards of products, and unpack them into it: KEY.webp and KEY.json")
         raise DataError(f"{str(folder)!r} holds no products of the split {split!r}, or none of train; {remedy}")
-    counts = {kind: [item.groups[kind] for item in known] for kind in KINDS}
-    usual = [item for item in drawn if all(counts[kind].count(item.groups[kind]) >= KNOWN for kind in KINDS)]
+    counts = {kind: Counter(item.groups[kind] for item in known) for kind in KINDS}
+    usual = [item for item in drawn if all(counts[kind][item.groups[kind]] >= KNOWN for kind in KINDS)]
     return [*usual[:PRODUCTS], *known]
 
 
@@ -153,7 +154,7 @@ def _nearest_mean(photos: "np.ndarray", names: Sequence[str]) -> Callable[["np.n
     """A judge: features `[pictures, channels]` to the name whose photos have the nearest mean, by cosine."""
     import numpy as np
 
-    kinds = sorted(name for name in set(names) if names.count(name) >= KNOWN)
+    kinds = sorted(name for name, count in Counter(names).items() if count >= KNOWN)
     means = _unit(np.stack([photos[[name == kind for name in names]].mean(0) for kind in kinds]))
     return lambda features: [kinds[place] for place in (features @ means.T).argmax(1)]
 

@@ -216,7 +216,7 @@ def load(name: str, task: str, device: str) -> EvalModel:
     elif source.kind in ("open_clip", "timm"):
         encoders = vlm.load_encoders(source.name, device=device)
         model = ImageEncoder(encoders) if encoders.logit_scale is None else EncoderPair(encoders)
-    elif (task in DERIVED and task not in (FEATURES, "draw")) and source.kind == "model" and has_pair(source.folder()):
+    elif (task in DERIVED and task != FEATURES) and source.kind == "model" and has_pair(source.folder()):
         model = EncoderPair(vlm.load_encoders(source.name, device=device))
     else:
         model = VLMModel(source.name, device)

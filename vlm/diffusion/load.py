@@ -156,7 +156,7 @@ def _is_of_diffusers(library: Any) -> bool:
 
 
 def _autoencoder(folder: Path, dtype: torch.dtype) -> Any:
-    """The autoencoder in a folder, of any class that diffusers has; None if there is no folder."""
+    """The autoencoder in a folder, of any of diffusers' classes; None if the folder does not exist."""
     if not folder.is_dir():
         return None
     import diffusers

@@ -75,7 +75,7 @@ class TextToImagePipeline(DiffusionPipeline):
 
         Args:
             prompt: what to draw, or several prompts.
-            negative_prompt: what to stay away from, one for all or one for each prompt; "" is no text.
+            negative_prompt: what to stay away from, one for all or one for each prompt; "" for nothing.
             num_inference_steps: steps of the scheduler.
             guidance_scale: classifier-free guidance (arXiv:2207.12598); 1 turns it off, larger values follow the prompt
                 more closely.
