@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from eval.benchmark import Item
+
 SAMPLES = Path(__file__).resolve().parents[2] / "datasets/sample"
 
 
@@ -74,3 +76,18 @@ def random_model(tmp_path_factory, small_model) -> Path:
     folder = tmp_path_factory.mktemp("model")
     save_bundle(folder, Bundle(model, tokenizer, ImageTransform(64)))
     return folder
+
+
+@pytest.fixture
+def read() -> Callable[..., list[Item]]:
+    """`read(name, folder, split=None)`: the items of a benchmark, checked as a run checks them."""
+    from eval.benchmark import check_items
+    from eval.benchmarks import BENCHMARKS
+
+    def items(name: str, folder: Path, split: str | None = None) -> list[Item]:
+        benchmark = BENCHMARKS[name]
+        found = benchmark.read(folder, split or benchmark.splits[0])
+        check_items(found, name)
+        return found
+
+    return items

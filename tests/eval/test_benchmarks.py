@@ -6,10 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eval.benchmark import check_items
-from eval.benchmarks import BENCHMARKS, find
+from eval.benchmarks import BENCHMARKS
 from eval.benchmarks.grounding import read_pickle
-from vlm.errors import ArgumentError, DataError
+from vlm.errors import DataError
 
 
 def write(path: Path, data) -> Path:
@@ -17,13 +16,6 @@ def write(path: Path, data) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(data if isinstance(data, str) else json.dumps(data), "utf-8")
     return path
-
-
-def read(name: str, folder: Path, split: str | None = None):
-    benchmark = BENCHMARKS[name]
-    items = benchmark.read(folder, split or benchmark.splits[0])
-    check_items(items, name)
-    return items
 
 
 KARPATHY = {
@@ -47,7 +39,7 @@ KARPATHY = {
 
 
 @pytest.mark.parametrize("split, name", [("val2014", "COCO_val2014_000000000042.jpg"), ("val2017", "000000000042.jpg")])
-def test_coco_captions_as_published(tmp_path, split, name):
+def test_coco_captions_as_published(tmp_path, split, name, read):
     data = {
         "images": [{"id": 42, "file_name": name}, {"id": 7, "file_name": name.replace("42", "07")}],
         "annotations": [
@@ -62,7 +54,7 @@ def test_coco_captions_as_published(tmp_path, split, name):
     assert items[0].image == tmp_path / split / name
 
 
-def test_karpathy_test_split_takes_ids_and_raw_captions_of_coco(tmp_path):
+def test_karpathy_test_split_takes_ids_and_raw_captions_of_coco(tmp_path, read):
     write(tmp_path / "dataset_coco.json", KARPATHY)
     items = read("coco_caption", tmp_path)
     assert [item.id for item in items] == [43, 44]
@@ -70,7 +62,7 @@ def test_karpathy_test_split_takes_ids_and_raw_captions_of_coco(tmp_path):
     assert items[0].image == tmp_path / "val2014/COCO_val2014_000000000043.jpg"
 
 
-def test_nocaps_knows_its_domains(tmp_path):
+def test_nocaps_knows_its_domains(tmp_path, read):
     data = {
         "images": [{"id": 0, "file_name": "a.jpg", "domain": "out-domain", "open_images_id": "a"}],
         "annotations": [{"id": 0, "image_id": 0, "caption": "A walrus."}],
@@ -82,7 +74,7 @@ def test_nocaps_knows_its_domains(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["flickr8k_caption", "flickr8k_retrieval"])
-def test_flickr8k_text_files(tmp_path, name):
+def test_flickr8k_text_files(tmp_path, name, read):
     write(tmp_path / "Flickr_8k.testImages.txt", "b.jpg\n")
     write(tmp_path / "Flickr8k.token.txt", "a.jpg#0\tA dog .\nb.jpg#0\tA cat .\nb.jpg#1\tThe cat # 1 .\n")
     (item,) = read(name, tmp_path)
@@ -90,14 +82,14 @@ def test_flickr8k_text_files(tmp_path, name):
     assert item.image == tmp_path / "Flicker8k_Dataset/b.jpg"
 
 
-def test_flickr8k_photo_without_caption_is_named(tmp_path):
+def test_flickr8k_photo_without_caption_is_named(tmp_path, read):
     write(tmp_path / "Flickr_8k.testImages.txt", "b.jpg\n")
     write(tmp_path / "Flickr8k.token.txt", "a.jpg#0\tA dog .\n")
     with pytest.raises(DataError, match=r"no caption of b\.jpg"):
         read("flickr8k_caption", tmp_path)
 
 
-def test_plain_captions_keep_their_id_or_take_the_file(tmp_path):
+def test_plain_captions_keep_their_id_or_take_the_file(tmp_path, read):
     data = [{"file": "images/a.jpg", "captions": ["A."]}, {"file": "images/b.jpg", "id": 7, "captions": ["B.", "C."]}]
     write(tmp_path / "captions.json", data)
     items = read("captions_json", tmp_path)
@@ -109,20 +101,20 @@ def test_plain_captions_keep_their_id_or_take_the_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["coco_retrieval_1k", "coco_retrieval_5k"])
-def test_coco_retrieval_counts_five_captions_a_photo(tmp_path, name):
+def test_coco_retrieval_counts_five_captions_a_photo(tmp_path, name, read):
     write(tmp_path / "dataset_coco.json", KARPATHY)
     items = read(name, tmp_path, "test")
     assert [len(item.references) for item in items] == [5, 5]
 
 
-def test_flickr30k_photos_lie_in_their_own_folder(tmp_path):
+def test_flickr30k_photos_lie_in_their_own_folder(tmp_path, read):
     record = {"imgid": 3, "filename": "1.jpg", "split": "test", "sentences": [{"raw": "A dog."}]}
     write(tmp_path / "dataset_flickr30k.json", {"images": [record]})
     (item,) = read("flickr30k_retrieval", tmp_path)
     assert (item.id, item.image) == (3, tmp_path / "flickr30k-images/1.jpg")
 
 
-def test_plain_retrieval_reads_captions_json(tmp_path):
+def test_plain_retrieval_reads_captions_json(tmp_path, read):
     write(tmp_path / "captions.json", [{"file": "a.jpg", "captions": list("abcdefg")}])
     assert read("retrieval_json", tmp_path)[0].references == tuple("abcde")
 
@@ -139,7 +131,7 @@ def embedded(images, texts):
     ]
 
 
-def test_retrieval_figures_by_hand(tmp_path):
+def test_retrieval_figures_by_hand(tmp_path, read):
     write(tmp_path / "captions.json", [{"file": f"{n}.jpg", "captions": [f"{n}a", f"{n}b"]} for n in range(3)])
     items = read("retrieval_json", tmp_path)
     # captions 0a 1a 1b 2a find their photo first; 0b and 2b find it second, behind photo 1
@@ -152,7 +144,7 @@ def test_retrieval_figures_by_hand(tmp_path):
     assert scores.shown == ["0a", "1a", "2a"]
 
 
-def test_the_1k_protocol_searches_each_thousand_alone(tmp_path):
+def test_the_1k_protocol_searches_each_thousand_alone(tmp_path, read):
     from eval.benchmarks.retrieval import scorer
 
     write(tmp_path / "captions.json", [{"file": f"{n}.jpg", "captions": ["x"]} for n in range(4)])
@@ -164,7 +156,7 @@ def test_the_1k_protocol_searches_each_thousand_alone(tmp_path):
     assert scorer(2)(items, predictions).figures["text-to-image recall@1"] == pytest.approx(100)
 
 
-def test_retrieval_submission_lists_neighbours(tmp_path):
+def test_retrieval_submission_lists_neighbours(tmp_path, read):
     write(tmp_path / "captions.json", [{"file": f"{n}.jpg", "captions": ["x", "y"]} for n in range(2)])
     items = read("retrieval_json", tmp_path)
     predictions = embedded([[1, 0], [0, 1]], [[[1, 0], [0.1, 0.9]], [[0, 1], [0.2, 0.8]]])
@@ -186,7 +178,7 @@ def vqa_files(folder: Path, questions: str, annotations: str | None, subtype: st
         write(folder / annotations, {"annotations": [record | {"answers": answers}]})
 
 
-def test_vqav2_val(tmp_path):
+def test_vqav2_val(tmp_path, read):
     vqa_files(tmp_path, "v2_OpenEnded_mscoco_val2014_questions.json", "v2_mscoco_val2014_annotations.json", "val2014")
     (item,) = read("vqav2", tmp_path)
     assert item.image == tmp_path / "val2014/COCO_val2014_000000000042.jpg"
@@ -198,7 +190,7 @@ def test_vqav2_val(tmp_path):
     assert BENCHMARKS["vqav2"].submission([item], ["cat"]) == [{"question_id": 420, "answer": "cat"}]
 
 
-def test_vqav2_test_dev_has_no_answers_and_photos_of_test2015(tmp_path):
+def test_vqav2_test_dev_has_no_answers_and_photos_of_test2015(tmp_path, read):
     vqa_files(tmp_path, "v2_OpenEnded_mscoco_test-dev2015_questions.json", None, "test-dev2015")
     (item,) = read("vqav2", tmp_path, "test-dev")
     assert item.image == tmp_path / "test2015/COCO_test2015_000000000042.jpg"
@@ -206,19 +198,19 @@ def test_vqav2_test_dev_has_no_answers_and_photos_of_test2015(tmp_path):
     assert BENCHMARKS["vqav2"].score([item], ["cat"]).figures == {}
 
 
-def test_okvqa(tmp_path):
+def test_okvqa(tmp_path, read):
     vqa_files(tmp_path, "OpenEnded_mscoco_val2014_questions.json", "mscoco_val2014_annotations.json", "val2014")
     assert read("okvqa", tmp_path)[0].groups["question type"] == "what is"
 
 
-def test_a_question_without_answers_is_named(tmp_path):
+def test_a_question_without_answers_is_named(tmp_path, read):
     vqa_files(tmp_path, "OpenEnded_mscoco_val2014_questions.json", None, "val2014")
     write(tmp_path / "mscoco_val2014_annotations.json", {"annotations": []})
     with pytest.raises(DataError, match=r"mscoco_val2014_annotations\.json' lacks 420"):
         read("okvqa", tmp_path)
 
 
-def test_gqa_compares_the_very_string(tmp_path):
+def test_gqa_compares_the_very_string(tmp_path, read):
     record = {"imageId": "2407890", "question": "Is it red?", "answer": "yes", "types": {"structural": "verify"}}
     write(tmp_path / "testdev_balanced_questions.json", {"07": record, "08": record})
     items = read("gqa", tmp_path)
@@ -228,13 +220,13 @@ def test_gqa_compares_the_very_string(tmp_path):
 
 
 @pytest.mark.parametrize("private", [{}, {"answer": None}])
-def test_gqa_without_answers_is_private(tmp_path, private):
+def test_gqa_without_answers_is_private(tmp_path, private, read):
     record = {"imageId": "2407890", "question": "Is it red?", **private}
     write(tmp_path / "testdev_balanced_questions.json", {"07": record})
     assert [item.references for item in read("gqa", tmp_path)] == [()]
 
 
-def test_plain_questions_in_three_shapes(tmp_path):
+def test_plain_questions_in_three_shapes(tmp_path, read):
     asked = [{"image": "a.jpg", "question_id": 5, "question": "What?", "answers": ["cat"] * 10, "source": "aokvqa"}]
     write(tmp_path / "vqa.json", asked)
     (item,) = read("vqa_json", tmp_path)
@@ -273,7 +265,7 @@ def refcoco_files(folder: Path, name: str = "refcoco", division: str = "unc") ->
 
 
 @pytest.mark.parametrize("name, division", [("refcoco", "unc"), ("refcoco+", "unc"), ("refcocog", "umd")])
-def test_refcoco_joins_phrases_and_boxes(tmp_path, name, division):
+def test_refcoco_joins_phrases_and_boxes(tmp_path, name, division, read):
     refcoco_files(tmp_path, name, division)
     items = read(name, tmp_path)
     assert [(item.id, item.question) for item in items] == [(0, "the a"), (1, "the b")]
@@ -281,7 +273,7 @@ def test_refcoco_joins_phrases_and_boxes(tmp_path, name, division):
     assert (items[0].box, items[0].size) == ((20, 10, 120, 60), (200, 100))
 
 
-def test_refcoco_accuracy_by_hand(tmp_path):
+def test_refcoco_accuracy_by_hand(tmp_path, read):
     refcoco_files(tmp_path)
     items = read("refcoco", tmp_path)
     # the true box, in fractions 0.1 0.1 0.6 0.6; its left half covers exactly one half, a third less than that
@@ -321,7 +313,7 @@ def test_text_of_python_2_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("name, premise", [("snli_ve", ""), ("snli_ve_premise", "A dog.")])
-def test_snli_ve(tmp_path, name, premise):
+def test_snli_ve(tmp_path, name, premise, read):
     record = {"Flickr30K_ID": "12", "pairID": "12.jpg#0r1n", "sentence1": "A dog.", "sentence2": "An animal."}
     write(tmp_path / "snli_ve_test.jsonl", json.dumps(record | {"gold_label": "entailment"}) + "\n")
     (item,) = read(name, tmp_path)
@@ -330,7 +322,7 @@ def test_snli_ve(tmp_path, name, premise):
     assert BENCHMARKS[name].score([item], ["entailment"]).figures == {"accuracy": 100}
 
 
-def test_snli_ve_unknown_label_is_named(tmp_path):
+def test_snli_ve_unknown_label_is_named(tmp_path, read):
     record = {"Flickr30K_ID": "12", "pairID": "p", "sentence1": "A", "sentence2": "B", "gold_label": "-"}
     write(tmp_path / "snli_ve_test.jsonl", json.dumps(record))
     with pytest.raises(DataError, match="line 1: gold_label '-'"):
@@ -340,7 +332,7 @@ def test_snli_ve_unknown_label_is_named(tmp_path):
 # Classes
 
 
-def test_class_folders_by_hand(tmp_path, put_photo):
+def test_class_folders_by_hand(tmp_path, put_photo, read):
     for name in ("val/tabby cat/1.jpg", "val/tabby cat/2.jpg", "val/tabby cat/3.jpg", "val/rocket/1.jpg"):
         put_photo(tmp_path / name)
     items = read("class_folders", tmp_path)
@@ -351,7 +343,7 @@ def test_class_folders_by_hand(tmp_path, put_photo):
     assert scores.shown == ["rocket", "tabby cat", "tabby cat", "rocket"]
 
 
-def test_class_codes_become_words(tmp_path, put_photo):
+def test_class_codes_become_words(tmp_path, put_photo, read):
     for code in ("n01", "n02", "n03"):
         put_photo(tmp_path / code / "1.jpg")
     write(tmp_path / "LOC_synset_mapping.txt", "n01 tench, Tinca tinca\nn02 crane\nn03 crane, lifting device\n")
@@ -359,100 +351,7 @@ def test_class_codes_become_words(tmp_path, put_photo):
     assert items[0].choices == ("tench", "crane", "crane, lifting device")
 
 
-def test_class_folders_without_splits_say_how(tmp_path, put_photo):
+def test_class_folders_without_splits_say_how(tmp_path, put_photo, read):
     put_photo(tmp_path / "cat/1.jpg")
     with pytest.raises(DataError, match="--split all"):
         read("class_folders", tmp_path)
-
-
-# All
-
-
-FOLDERS = ("class_folders", "linear_probe", "text_to_image_fid")  # the user's own, no publisher's
-
-
-PUBLISHED = [name for name, benchmark in BENCHMARKS.items() if not benchmark.drawn]
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_missing_file_is_named_with_what_to_do(tmp_path, name):
-    with pytest.raises(DataError) as error:
-        read(name, tmp_path)
-    text = str(error.value)
-    assert "\n" not in text
-    assert str(tmp_path) in text
-    assert "; take it from the publisher's " in text or "; write it as JSON: a list of {" in text or name in FOLDERS
-
-
-@pytest.mark.parametrize(
-    "name, file, record",
-    [
-        ("captions_json", "captions.json", {"file": "a.jpg", "captions": "a dog"}),
-        ("captions_json_zh", "captions.json", {"file": "a.jpg", "zh": "a dog"}),
-        ("vqa_json", "vqa.json", {"image": "a.jpg", "question": "what?", "answers": "a dog"}),
-        ("vqa_json", "vqa.json", {"file": "a.jpg", "vqa": [{"question": "what?", "answers": "a dog"}]}),
-        ("retrieval_json", "captions.json", {"file": "a.jpg", "captions": "a dog"}),
-    ],
-)
-def test_one_text_is_a_list_of_one(tmp_path, name, file, record):
-    (tmp_path / file).write_text(json.dumps([record]))
-    (item,) = read(name, tmp_path)
-    assert item.references == ("a dog",)
-
-
-@pytest.mark.parametrize("captions", [[], [1], None, [["a"]], 3])
-def test_captions_that_are_not_texts_are_refused(tmp_path, captions):
-    (tmp_path / "captions.json").write_text(json.dumps([{"file": "a.jpg", "captions": captions}]))
-    with pytest.raises(DataError, match=r"captions\.json' does not have the layout expected"):
-        read("captions_json", tmp_path)
-
-
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_a_folder_that_does_not_exist_is_named(tmp_path, name):
-    with pytest.raises(DataError, match="is not a folder"):
-        read(name, tmp_path / "absent")
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[1]", '{"images": [{}], "annotations": []}', '{"images": 3, "annotations": {}}']
-)
-def test_a_file_of_another_layout_is_named(tmp_path, text):
-    write(tmp_path / "annotations/captions_val2017.json", text)
-    with pytest.raises(DataError, match=r"captions_val2017\.json'") as error:
-        read("coco_caption", tmp_path, "val2017")
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("file", ["../secret.jpg", "/etc/secret.jpg", "images/../../secret.jpg"])
-def test_annotations_cannot_lead_out_of_the_folder(tmp_path, file):
-    write(tmp_path / "captions.json", [{"file": file, "captions": ["A."]}])
-    with pytest.raises(DataError, match="outside"):
-        read("captions_json", tmp_path)
-
-
-def test_ids_that_stand_twice_are_refused(tmp_path):
-    write(tmp_path / "captions.json", [{"file": "a.jpg", "id": 3, "captions": ["A."]}] * 2)
-    with pytest.raises(DataError, match="id 3 twice"):
-        read("captions_json", tmp_path)
-
-
-def test_an_empty_set_is_refused(tmp_path):
-    write(tmp_path / "captions.json", [])
-    with pytest.raises(DataError, match="no items"):
-        read("captions_json", tmp_path)
-
-
-def test_cards_and_tasks_exist():
-    from eval.models import ABILITIES
-    from vlm.tasks import TASKS
-
-    datasets = Path(__file__).resolve().parents[2] / "datasets"
-    for benchmark in BENCHMARKS.values():
-        assert (datasets / benchmark.card / "README.md").is_file()
-        assert benchmark.task in {*TASKS, *ABILITIES}
-        assert "\n" not in benchmark.needs
-
-
-def test_a_name_that_is_nearly_right():
-    with pytest.raises(ArgumentError, match="did you mean 'coco_caption'"):
-        find("coco_captions")
