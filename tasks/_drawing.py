@@ -19,6 +19,9 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 import vlm
+from vlm.diffusion.inputs import to_output
+from vlm.diffusion.latents import decode
+from vlm.diffusion.pipeline import TextToImagePipeline
 from vlm.errors import ArgumentError, ImageError, ModelError, VLMError
 from vlm.files import hub
 from vlm.files.digest import files_sha256
@@ -29,6 +32,16 @@ if TYPE_CHECKING:
 
 KEY = "vlm"  # of the text in a PNG file
 SHEET_COLUMNS = 8
+PHOTOS = ("init_image", "mask", "variations_of")  # fields of a request that name files
+OPTIONS = {  # of the command, by the arguments of pipelines
+    "num_inference_steps": "--steps",
+    "height": "--size",
+    "width": "--size",
+    "image": "--init-image",
+    "mask_image": "--mask",
+    "use_prior": "--prior",
+    "callback_on_step_end": "--preview",
+}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -46,6 +59,8 @@ class Request:
         init_image: file to start from.
         strength: how much of it to redraw.
         mask: file that is white where to redraw.
+        variations_of: file of the photo whose vector stands in place of the prompt's.
+        prior: whether the prior's vector does.
         dtype: of the weights.
     """
 
@@ -58,6 +73,8 @@ class Request:
     init_image: str | None = None
     strength: float | None = None
     mask: str | None = None
+    variations_of: str | None = None
+    prior: bool = False
     dtype: str = "float32"
 
     def __post_init__(self):
@@ -70,6 +87,8 @@ class Request:
         if self.init_image is None and (self.strength is not None or self.mask is not None):
             name = "--mask" if self.mask is not None else "--strength"
             raise ArgumentError(f"{name} is for a picture to start from; give --init-image")
+        if self.variations_of is not None and self.prior:
+            raise ArgumentError("--variations-of and --prior both replace the prompt's vector; give one of them")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise ArgumentError(f"--strength {self.strength} is not a share; give above 0 to 1")
 
@@ -111,18 +130,21 @@ class PipelineDrawer(Drawer):
             self.pipe.enable_model_cpu_offload(device=args.device)
         if args.attention_slicing:
             self.pipe.enable_attention_slicing()
+        self.preview = None if args.preview is None else Path(os.path.expanduser(args.preview))
 
     def draw(self, request: Request, quiet: bool) -> Image.Image:
         pipe, options = self._pipeline(request), self._options(request)
         pipe.set_progress_bar_config(disable=quiet)
         known = inspect.signature(type(pipe).__call__).parameters
+        if isinstance(pipe, TextToImagePipeline):
+            self._check(pipe, request)
         if request.size is not None and "use_resolution_binning" in known:
             options["use_resolution_binning"] = False  # or some pipelines draw another size and resize the picture
         if request.init_image is not None and "height" not in known:
             options = {name: value for name, value in options.items() if name not in ("height", "width")}
-        if unknown := [name for name in options if name not in known]:
+        if unknown := [OPTIONS.get(name, _option(name)) for name in options if name not in known]:
             raise ArgumentError(
-                f"{self.name!r} is a {type(pipe).__name__}, which knows no {unknown[0]}; leave that option out"
+                f"{self.name!r} is a {type(pipe).__name__}, which has nothing for {unknown[0]}; leave it out"
             )
         generator = torch.Generator().manual_seed(request.seed)
         try:
@@ -133,6 +155,27 @@ class PipelineDrawer(Drawer):
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ArgumentError(f"{self.name!r} cannot draw this: {reason}") from None
         return picture
+
+    def _check(self, pipe: TextToImagePipeline, request: Request) -> None:
+        if request.size is not None and request.size % pipe.unit:
+            raise ArgumentError(
+                f"--size {request.size} is not a multiple of {pipe.unit} pixels, the side of a patch; try "
+                f"{pipe.denoiser.sizes.size * pipe.scale}"
+            )
+        if pipe.prior is None and (request.prior or request.variations_of is not None):
+            name = "--prior" if request.prior else "--variations-of"
+            raise ArgumentError(f"{self.name!r} learned to draw from texts alone; leave {name} out")
+
+    def _show(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Write the preview: what our head expects in the end, or the latents of another pipeline as they stand."""
+        assert self.preview is not None
+        latents = tensors.get("clean", tensors["latents"])
+        if latents.ndim != 4:
+            raise ArgumentError(f"--preview: a {type(pipe).__name__} packs its latents; leave it out")
+        with torch.no_grad():
+            (picture,) = to_output(decode(getattr(pipe, "vae", None), latents[:1]), "pil")
+        write(self.preview, picture, None, "preview")
+        return {}
 
     def _pipeline(self, request: Request) -> Any:
         """The pipeline, or for pipelines of diffusers the one of the same parts that starts from a picture."""
@@ -157,6 +200,9 @@ class PipelineDrawer(Drawer):
             "image": None if request.init_image is None else _picture(request.init_image, request.size),
             "strength": request.strength,
             "mask_image": None if request.mask is None else _picture(request.mask, request.size),
+            "variations_of": None if request.variations_of is None else [_picture(request.variations_of, None)],
+            "use_prior": request.prior or None,
+            "callback_on_step_end": None if self.preview is None else self._show,
         }
         return {name: value for name, value in given.items() if value is not None}
 
@@ -167,6 +213,8 @@ class CodesDrawer(Drawer):
     def __init__(self, args: "Args", name: str):
         from vlm.convert.vqgan import load_vqgan
 
+        if args.preview is not None:
+            raise ArgumentError(f"{name!r} draws image codes all at once; leave --preview out")
         if args.vqgan is None:
             raise ArgumentError(f"{name!r} draws image codes; give --vqgan last.ckpt, which turns them into pixels")
         self.name = name
@@ -180,9 +228,7 @@ class CodesDrawer(Drawer):
         if wrong := [
             field.name for field in fields(Request) if getattr(request, field.name) != getattr(plain, field.name)
         ]:
-            raise ArgumentError(
-                f"{self.name!r} draws image codes; --{wrong[0].replace('_', '-')} has no meaning for it"
-            )
+            raise ArgumentError(f"{self.name!r} draws image codes; {_option(wrong[0])} has no meaning for it")
         codes = self.model.image_codes(request.prompt, num_images=1, seed=request.seed)
         return next(iter(self.vqgan.pictures(codes)))
 
@@ -221,7 +267,13 @@ def draw_all(args: "Args", prompts: Sequence[str], out: Path) -> Iterator[Path]:
             order = list(range(each))
             if encoders is not None:
                 with torch.inference_mode():
-                    scores = (encoders.encode_image(pictures) @ encoders.encode_text([own[0].prompt]).T)[:, 0]
+                    prompt, photo = own[0].prompt, own[0].variations_of
+                    wanted = (
+                        encoders.encode_text([prompt])
+                        if prompt or photo is None
+                        else encoders.encode_image([_picture(photo, None)])
+                    )
+                    scores = (encoders.encode_image(pictures) @ wanted.T)[:, 0]
                 order = scores.sort(descending=True, stable=True).indices.tolist()[: args.num_images]
             for place in order:
                 kept.append(pictures[place])
@@ -262,7 +314,7 @@ def request_of(args: "Args", prompt: str, seed: int) -> Request:
 
 def record_of(request: Request, drawer: Drawer) -> dict[str, Any]:
     """What a PNG file says of its picture."""
-    files = {name: _sha256(path) for name in ("init_image", "mask") if (path := getattr(request, name)) is not None}
+    files = {name: _sha256(path) for name in PHOTOS if (path := getattr(request, name)) is not None}
     record = {**asdict(request), "model": drawer.name, "model_sha256": drawer.sha256}
     return {
         **record,
@@ -282,17 +334,18 @@ def read_record(path: Path) -> tuple[Request, dict[str, Any]]:
     try:
         with Image.open(path) as image:
             record = json.loads(image.info[KEY])
-        request = Request(**{field.name: record[field.name] for field in fields(Request)})
+        # pictures of older versions lack the newer settings
+        request = Request(**{field.name: record[field.name] for field in fields(Request) if field.name in record})
         assert all(isinstance(record[name], str) for name in ("model", "model_sha256"))
     except (KeyError, TypeError, ValueError, AssertionError):
         raise ImageError(f"{str(path)!r} holds no settings; give a PNG file that `vlm generate` wrote") from None
-    for name in ("init_image", "mask"):
+    for name in PHOTOS:
         if (file := getattr(request, name)) is not None and _sha256(file) != record.get(f"{name}_sha256"):
             raise ArgumentError(f"{file!r} is not the picture that {str(path)!r} was drawn from; put that one there")
     return request, record
 
 
-def write(path: Path, picture: Image.Image, record: dict[str, Any] | None) -> None:
+def write(path: Path, picture: Image.Image, record: dict[str, Any] | None, option: str = "out") -> None:
     """Write a PNG file whose bytes depend on the picture and the record alone.
 
     Raises:
@@ -308,7 +361,7 @@ def write(path: Path, picture: Image.Image, record: dict[str, Any] | None) -> No
         with replacing(path) as partial:
             picture.save(partial, "PNG", pnginfo=info)
     except OSError as error:
-        raise ArgumentError(f"--out {str(path)!r} cannot be written: {error.strerror or error}") from None
+        raise ArgumentError(f"--{option} {str(path)!r} cannot be written: {error.strerror or error}") from None
 
 
 def sheet(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -327,6 +380,11 @@ def _picture(path: str, size: int | None) -> Image.Image:
 
     picture = load_image(Path(os.path.expanduser(path)))
     return picture if size is None else ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+
+
+def _option(name: str) -> str:
+    """A field as it is typed."""
+    return f"--{name.replace('_', '-')}"
 
 
 def _sha256(path: str) -> str:

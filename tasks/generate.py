@@ -43,11 +43,19 @@ class Args:
     """With --init-image: how much of it to redraw, above 0 to 1. By default 0.6."""
     mask: str | None = None
     """With --init-image: picture that is white where to redraw and black where to keep."""
+    variations_of: str | None = None
+    """A photo to draw others like: same things, another picture. --prompt may say more. The model must have learned
+    from photos' vectors, as tiny has."""
+    prior: bool = False
+    """Guess from the prompt what a photo of it looks like to the encoders, and draw that."""
     rerank: int = 0
     """Draw this many pictures of each prompt, and keep the --num-images that match it best, as computed by an image and
-    a text encoder; 0 keeps all."""
+    a text encoder; 0 keeps all. Variations without a prompt are matched with their photo."""
     rank_model: str = "tiny"
     """With --rerank: the encoders, as for vlm.load_encoders."""
+    preview: str | None = None
+    """PNG file that shows, after every step, what the picture is going to be; an image viewer that reloads changed
+    files shows it growing."""
     again: str | None = None
     """A picture that this command has drawn: draw it again, from the settings that it holds. With --model, by another
     copy of the same model."""
@@ -80,8 +88,9 @@ def run(args: Args) -> None:
     if args.rerank and args.rerank < args.num_images:
         raise ArgumentError(f"--rerank {args.rerank} draws fewer than --num-images {args.num_images}; raise it")
     out = Path(os.path.expanduser(args.out))
-    if out.suffix.lower() != ".png":
-        raise ArgumentError(f"--out {args.out!r} is not the name of a .png file; PNG also holds the settings")
+    for name, path in (("out", args.out), ("preview", args.preview)):
+        if path is not None and not path.lower().endswith(".png"):
+            raise ArgumentError(f"--{name} {path!r} is not the name of a .png file; give one")
     with no_collections():
         from tasks._drawing import draw_again, draw_all
 
@@ -98,6 +107,8 @@ def _prompts(args: Args) -> list[str]:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ArgumentError(f"--prompts {args.prompts!r} cannot be read: {reason}") from None
         prompts += [line.strip() for line in lines if line.strip()]
+    if not prompts and args.variations_of is not None:
+        return [""]
     if not prompts:
         raise ArgumentError('there is nothing to draw; give --prompt "a red shoe", or --prompts FILE')
     if bad := [prompt for prompt in prompts if not prompt.strip()]:

@@ -291,24 +291,28 @@ def drawing_base(tmp_path_factory, small_model) -> Path:
 
 @pytest.fixture(scope="session")
 def drawing(drawing_base) -> "Callable[..., TextToImagePipeline]":
-    """`build(states="pair", vae=None)`: a pipeline on the small base; its head draws 16 x 16 pixels or latents."""
+    """`build(states="pair", vae=None, prior=False)`: a pipeline on the small base; its head draws 16 x 16 pixels or
+    latents."""
     import torch
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     from vlm.diffusion.pipeline import TextToImagePipeline
+    from vlm.diffusion.prior import Prior
     from vlm.diffusion.text import TextEncoder
     from vlm.files.bundle import load_folder
     from vlm.models.config import DenoiserConfig
     from vlm.models.denoiser import Denoiser
 
-    def build(states: Any = "pair", vae: torch.nn.Module | None = None) -> TextToImagePipeline:
+    def build(states: Any = "pair", vae: torch.nn.Module | None = None, prior: bool = False) -> TextToImagePipeline:
         text = TextEncoder(load_folder(drawing_base, "small", with_pair=True), states)
         sizes = DenoiserConfig(3 if vae is None else 4, 16, 4, 32, 2, 2, text.dim, text.pooled_dim)
         torch.manual_seed(2)
         denoiser = Denoiser(sizes)
         for parameter in denoiser.parameters():  # those that start at zero would hide what they multiply
             torch.nn.init.normal_(parameter, std=0.1)
-        pipeline = TextToImagePipeline(denoiser.eval(), FlowMatchEulerDiscreteScheduler(shift=1.5), text, vae)
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=1.5)
+        own = Prior(text.pooled_dim).eval() if prior else None
+        pipeline = TextToImagePipeline(denoiser.eval(), scheduler, text, vae, own)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -175,6 +175,14 @@ def test_several_prompts_of_a_photo_are_read_as_if_each_had_its_own_copy():
             torch.testing.assert_close(shared[name], parameter.grad, atol=1e-6, rtol=1e-8)
 
 
+def test_positions_follow_the_default_device_whatever_others_have_patched(monkeypatch):
+    # transformers replaces linspace by one for the CPU while it loads a model, and torch may remember that one instead
+    real = torch.linspace
+    monkeypatch.setattr(torch, "linspace", lambda *args, device="cpu", **named: real(*args, device=device, **named))
+    with torch.device("meta"):
+        assert grid_sinusoids(4, 8).device.type == "meta"
+
+
 def test_sinusoids_by_hand():
     """Wavelengths of 16 and 4 positions: position 2 has gone an eighth of the first circle, and half of the second."""
     half = 0.5**0.5

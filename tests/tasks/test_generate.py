@@ -111,6 +111,51 @@ def test_the_best_are_kept(folder, tmp_path):
     assert best.tobytes() == pictures[int(scores.argmax())].tobytes()
 
 
+def test_variations_of_a_photo(drawing_base, drawing, tmp_path, capsys):
+    folder, photo, out = tmp_path / "model", tmp_path / "photo.png", tmp_path / "out.png"
+    shutil.copytree(drawing_base, folder)
+    save_head(folder, drawing(prior=True))
+    Image.radial_gradient("L").convert("RGB").save(photo)
+    same = ["--model", folder, "--variations-of", photo, "--out", out, *FEW]
+    assert run(*same, "--seed", 3) == 0
+    pipe = vlm.load_pipeline(folder)
+    expected = pipe(variations_of=[photo], num_inference_steps=2, generator=generators(3, 1)).images[0]
+    assert Image.open(out).tobytes() == expected.tobytes()
+    assert run("--again", out, "--out", tmp_path / "again.png") == 0
+    assert (tmp_path / "again.png").read_bytes() == out.read_bytes()
+    # without words, the best is the one most like the photo
+    assert run(*same, "--num-images", 4) == 0
+    encoders, pictures = vlm.load_encoders(folder), [Image.open(tmp_path / f"out-{i}.png") for i in range(1, 5)]
+    with torch.no_grad():
+        scores = encoders.encode_image(pictures) @ encoders.encode_image([photo])[0]
+    assert run(*same, "--rerank", 4, "--rank-model", folder) == 0
+    assert Image.open(out).tobytes() == pictures[int(scores.argmax())].tobytes()
+    assert run("--model", folder, "--prompt", "a shoe", "--prior", "--out", out, *FEW) == 0
+    expected = pipe("a shoe", use_prior=True, num_inference_steps=2, generator=generators(0, 1)).images[0]
+    assert Image.open(out).tobytes() == expected.tobytes()
+    Image.linear_gradient("L").convert("RGB").save(photo)
+    capsys.readouterr()
+    assert run("--again", tmp_path / "again.png", "--out", tmp_path / "x.png") == 2
+    assert "is not the picture that" in capsys.readouterr().err
+
+
+def test_a_preview_shows_the_picture_after_every_step(folder, tmp_path, monkeypatch):
+    from tasks import _drawing
+
+    seen, preview = [], tmp_path / "preview.png"
+    write = _drawing.write
+    monkeypatch.setattr(
+        _drawing, "write", lambda path, picture, *rest: (seen.append((path, picture)), write(path, picture, *rest))
+    )
+    out = tmp_path / "x.png"
+    assert run("--model", folder, "--prompt", "a shoe", "--out", out, "--steps", 3, "--preview", preview) == 0
+    assert [path for path, _ in seen] == [preview] * 3 + [out]
+    pixels = [np.asarray(picture, float) for _, picture in seen]
+    assert np.array_equal(pixels[2], pixels[3])  # what is expected after the last step is the picture
+    assert not np.array_equal(pixels[0], pixels[1])
+    assert Image.open(preview).tobytes() == Image.open(out).tobytes()
+
+
 def test_a_model_without_a_head_says_what_to_do(drawing_base, tmp_path, capsys):
     assert run("--model", drawing_base, "--prompt", "a shoe", "--out", tmp_path / "x.png") == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -144,13 +189,19 @@ def test_tiny_draws_what_it_is_told(tmp_path):
         (["--prompts", "gone.txt"], "--prompts 'gone.txt' cannot be read: No such file"),
         (["--prompt", "a", "--steps", "0"], "--steps 0 is below 1"),
         (["--prompt", "a", "--guidance-scale", "-1"], r"--guidance-scale -1\.0 is not 0 or more"),
-        (["--prompt", "a", "--size", "30"], "height=30 is not a multiple of 4 pixels"),
+        (["--prompt", "a", "--size", "30"], "--size 30 is not a multiple of 4 pixels"),
         (["--prompt", "a", "--num-images", "0"], "--num-images 0 is below 1"),
         (["--prompt", "a", "--num-images", "4", "--rerank", "2"], "--rerank 2 draws fewer"),
         (["--prompt", "a", "--strength", "0.5"], "--strength is for a picture to start from"),
         (["--prompt", "a", "--init-image", __file__], "is not an image"),
         (["--prompt", "a", "--init-image", "gone.jpg"], r"'gone\.jpg' does not exist"),
         (["--prompt", "a", "--cpu-offload"], "--cpu-offload moves parts to a GPU"),
+        (["--prompt", "a", "--prior"], "learned to draw from texts alone; leave --prior out"),
+        (["--variations-of", str(ROOT / "datasets/sample/cat.jpg")], "from texts alone; leave --variations-of out"),
+        (["--variations-of", "gone.jpg"], r"'gone\.jpg' does not exist|from texts alone"),
+        (["--prompt", "a", "--prior", "--variations-of", "x.jpg"], "--variations-of and --prior both replace"),
+        (["--prompt", "a", "--preview", "picture.jpg"], r"--preview 'picture\.jpg' is not the name of a \.png file"),
+        (["--prompt", "a", "--preview", "/dev/null/x.png"], "--preview '/dev/null/x.png' cannot be written"),
         (["--prompt", "a", "--out", "picture.jpg"], r"--out 'picture\.jpg' is not the name of a \.png file"),
         (["--prompt", "a", "--again", "x.png"], "leave --prompt out"),
         (["--again", "gone.png"], "does not exist"),

@@ -22,7 +22,7 @@ from vlm.files.bundle import load_bundle
 from vlm.train.build import build
 from vlm.train.config import TrainConfig, from_json
 from vlm.train.diffusion import DiffusionTrainer, interleave, prepare_pictures, prompts_of
-from vlm.train.kept import ALIGN_DIM, ALIGN_GRID, keep_features, keep_pictures, keep_texts
+from vlm.train.kept import ALIGN_DIM, ALIGN_GRID, keep_features, keep_pictures, keep_texts, square
 from vlm.train.plan import split_samples
 from vlm.train.run import read_config, train
 
@@ -167,6 +167,55 @@ def test_texts_are_long_short_or_dropped_in_their_shares(drawing_base, tmp_path,
         assert shares[text] == pytest.approx(share, abs=0.04)
 
 
+def test_vectors_of_photos_stand_in_place_of_texts_in_their_share(drawing_base, tmp_path, photos):
+    phase = {**SHARED, "name": "a", "diffusion": {"size": 8, "no_text": 0.1, "photo_vectors": 0.4}}
+    run = trainer(drawing_base, tmp_path, config(drawing_base, [phase]), photos)
+    texts, rng, kind = list(run.numbers), random.Random(0), run.config.phases[0]
+    drawn = [run.texts(0, "caption", kind, rng, View())[0] for _ in range(2000)]
+    shares = {
+        (by_photo, empty): sum(text.by_photo == by_photo and (texts[text.number] == "") == empty for text in drawn)
+        / 2000
+        for by_photo in (True, False)
+        for empty in (True, False)
+    }
+    expected = {(True, True): 0.2, (True, False): 0.2, (False, True): 0.1, (False, False): 0.5}
+    assert shares == pytest.approx(expected, abs=0.04)
+
+    batch = next(run._batches(0, kind, run.plan(0, kind), 0, 1, None))
+    torch.nn.init.normal_(run.denoiser.out.weight, std=0.1)
+    torch.nn.init.normal_(run.denoiser.modulation.weight, std=0.1)
+    losses = []
+    for by_photo in (True, False):
+        changed = batch._replace(texts=[text._replace(by_photo=by_photo) for text in batch.texts])
+        seen = []
+        handle = run.denoiser.pooled_proj.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given))
+        with torch.no_grad():
+            losses.append(run.loss(run.module, run._step(kind, changed, "seed"))[0].item())
+        handle.remove()
+        vectors = run.pipeline.text_encoder.encode_image([square(photos[number]) for number in batch.photos])
+        if by_photo:
+            torch.testing.assert_close(seen[0][0], vectors, atol=2e-3, rtol=2e-3)
+        else:
+            assert torch.equal(seen[0][0], run.texts_kept.read([t.number for t in batch.texts], vectors.device).pooled)
+    assert losses[0] != losses[1]
+
+
+def test_a_prior_comes_nearer_to_the_photos_than_their_texts(drawing_base, tmp_path, photos):
+    phase = {**SHARED, "name": "a", "epochs": 1, "diffusion": {"size": 8, "photo_vectors": 0.2}}
+    val = samples(3, "set", "val")
+    trainer(drawing_base, tmp_path, config(drawing_base, [phase]), photos, val).run()
+    figures = json.loads((tmp_path / "validation.json").read_text())
+    found = json.dumps(figures)
+    assert "cosine_prior" in found and "cosine_text" in found
+    pipe, encoders = vlm.load_pipeline(tmp_path / "a"), vlm.load_encoders(drawing_base)
+    with torch.no_grad():
+        images = encoders.encode_image([square(sample) for sample in photos])
+        texts = encoders.encode_text([sample.captions[0] for sample in photos])
+        assert (pipe.prior(texts) * images).sum(1).mean() > (texts * images).sum(1).mean() + 0.1
+    picture = pipe(variations_of=[square(photos[0])], num_inference_steps=1).images[0]
+    assert picture.size == (8, 8)
+
+
 def test_titles_are_texts_and_too_long_ones_are_left_out(drawing):
     encoder = drawing().text_encoder  # which reads 32 tokens
     sample = Sample("x", b"", ("a shoe .", "red " * 40, "a " * 28), fields={"title": "Red Shoe"})
@@ -256,6 +305,10 @@ def test_the_configuration_that_ships_is_complete():
         ),
         ({"phases": [{"name": "a", "diffusion": {"align": 1.0, "align_layer": 3}}]}, "align_layer=3 of 2 layers"),
         ({"phases": [{"name": "a", "diffusion": {"no_text": 1.0}}]}, r"no_text=1\.0 is not a share"),
+        (
+            {"phases": [{"name": "a", "diffusion": {"no_text": 0.5, "photo_vectors": 0.5}}]},
+            "leave no texts to learn from",
+        ),
         ({"phases": [{"name": "a", "diffusion": {"noise_std": 0}}]}, "noise_std=0 must be above 0"),
         ({"phases": [{"name": "a", "mix": {"answer": 1.0}, "diffusion": {}}]}, "learns from captions alone"),
         ({"phases": [{"name": "a", "stage": 2, "diffusion": {}}]}, "trains the denoiser alone"),

@@ -14,6 +14,7 @@ from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
 from vlm.diffusion.pipeline import TextToImagePipeline
+from vlm.diffusion.prior import Prior
 from vlm.diffusion.text import SETTINGS, TextEncoder, read_settings
 from vlm.errors import ArgumentError, ModelError, reason
 from vlm.files import hub
@@ -22,7 +23,7 @@ from vlm.models.denoiser import Denoiser
 
 INDEX = "model_index.json"
 HEAD = "diffusion"  # folder of the head in a model's folder
-OURS = ("vlm.models.denoiser", "vlm.diffusion.text")  # modules that an index may name
+OURS = ("vlm.models.denoiser", "vlm.diffusion.text", "vlm.diffusion.prior")  # modules that an index may name
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
 NO_HEAD = (
     "{name!r} has no diffusion head; train one with `vlm train tiny_diffusion`, or choose a pipeline of diffusers "
@@ -94,10 +95,13 @@ def load_head(bundle: Bundle, dtype: torch.dtype = torch.float32) -> TextToImage
             folder / HEAD / "denoiser", local_files_only=True, torch_dtype=torch.float32
         )
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / HEAD / "scheduler", local_files_only=True)
+        prior = None
+        if (folder / HEAD / "prior").is_dir():
+            prior = Prior.from_pretrained(folder / HEAD / "prior", local_files_only=True, torch_dtype=torch.float32)
     except Exception as error:  # diffusers raises whatever its parts do
         raise ModelError(f"{str(folder / HEAD)!r} is not a diffusion head: {reason(error)}") from None
     _check_widths(denoiser, text, folder / HEAD)
-    return TextToImagePipeline(denoiser, scheduler, text, _autoencoder(folder / HEAD / "vae", dtype))
+    return TextToImagePipeline(denoiser, scheduler, text, _autoencoder(folder / HEAD / "vae", dtype), prior)
 
 
 def save_head(folder: Path, pipeline: TextToImagePipeline) -> None:
@@ -106,6 +110,8 @@ def save_head(folder: Path, pipeline: TextToImagePipeline) -> None:
     pipeline.scheduler.save_pretrained(folder / HEAD / "scheduler")
     if pipeline.vae is not None:
         pipeline.vae.save_pretrained(folder / HEAD / "vae")
+    if pipeline.prior is not None:
+        pipeline.prior.save_pretrained(folder / HEAD / "prior")
     pipeline.text_encoder.save_settings(folder / HEAD)
 
 

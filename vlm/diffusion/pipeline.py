@@ -3,6 +3,7 @@
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from vlm.diffusion.inputs import Loop, check_scheduler, mask_latents, noise_of, picture_tensor, to_output
 from vlm.diffusion.latents import decode, encode, latent_scale
+from vlm.diffusion.prior import Prior
 from vlm.diffusion.text import TextEncoder, TextStates
 from vlm.errors import ArgumentError
-from vlm.image import ImageSource
+from vlm.image import ImageSource, check_photos
 from vlm.models.denoiser import TIMESTEPS, Denoiser
 
 Prompt = str | Sequence[str]
@@ -30,26 +32,35 @@ class TextToImagePipeline(DiffusionPipeline):
             DPM-Solver or UniPC with `use_flow_sigmas=True` and `prediction_type="flow_prediction"`.
         text_encoder: the base model that reads the prompts.
         vae: an autoencoder of diffusers, for denoisers of latents; None: the denoiser draws pixels.
+        prior: from the vector of a text to that of a photo, for denoisers that learned from both; None: they did not.
     """
 
-    _optional_components = ["vae"]  # noqa: RUF012 - as diffusers declares it
-    model_cpu_offload_seq = "text_encoder->denoiser->vae"
+    _optional_components = ["vae", "prior"]  # noqa: RUF012 - as diffusers declares it
+    model_cpu_offload_seq = "text_encoder->prior->denoiser->vae"
 
     denoiser: Denoiser
     scheduler: Any
     text_encoder: TextEncoder
     vae: Any
+    prior: Prior | None
 
-    def __init__(self, denoiser: Denoiser, scheduler: Any, text_encoder: TextEncoder, vae: nn.Module | None = None):
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        scheduler: Any,
+        text_encoder: TextEncoder,
+        vae: nn.Module | None = None,
+        prior: Prior | None = None,
+    ):
         super().__init__()
-        self.register_modules(denoiser=denoiser, scheduler=scheduler, text_encoder=text_encoder, vae=vae)
+        self.register_modules(denoiser=denoiser, scheduler=scheduler, text_encoder=text_encoder, vae=vae, prior=prior)
         self._texts: OrderedDict[str, TextStates] = OrderedDict()
         self._scale: int | None = None  # pixels per latent
 
     @torch.no_grad()
     def __call__(
         self,
-        prompt: Prompt,
+        prompt: Prompt = "",
         *,
         negative_prompt: Prompt = "",
         num_inference_steps: int = 30,
@@ -61,6 +72,8 @@ class TextToImagePipeline(DiffusionPipeline):
         image: "ImageSource | None" = None,
         strength: float | None = None,
         mask_image: "ImageSource | None" = None,
+        variations_of: "Sequence[ImageSource] | None" = None,
+        use_prior: bool = False,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
         pictures_at_once: int | None = None,
@@ -74,7 +87,7 @@ class TextToImagePipeline(DiffusionPipeline):
         pictures go through the network one by one.
 
         Args:
-            prompt: what to draw, or several prompts.
+            prompt: what to draw, or several prompts; "" only beside `variations_of`.
             negative_prompt: what to stay away from, one for all or one for each prompt; "" for nothing.
             num_inference_steps: steps of the scheduler.
             guidance_scale: classifier-free guidance (arXiv:2207.12598); 1 turns it off, larger values follow the prompt
@@ -87,6 +100,9 @@ class TextToImagePipeline(DiffusionPipeline):
             image: picture to start from, cut to the middle part that has the shape asked for.
             strength: with `image`, how much of it to redraw, above 0 to 1; None: 0.6, or all with `mask_image`.
             mask_image: with `image`, white where to redraw and black where to keep.
+            variations_of: photos whose vectors of the pair the denoiser reads in place of the prompts', one for each
+                prompt: other pictures of what they show.
+            use_prior: read the vector of a photo that the prior expects for the prompt in place of the prompt's own.
             generator: of the random numbers; a list holds one for each picture.
             latents: the noise to start from, `[pictures, channels, height, width]`; None: it is drawn.
             pictures_at_once: how many go through the network together; None: one on a CPU, all elsewhere.
@@ -94,19 +110,27 @@ class TextToImagePipeline(DiffusionPipeline):
                 pictures, 3, height, width]` in [0, 1], "latent" for what the denoiser drew.
             return_dict: whether to return diffusers' `ImagePipelineOutput` instead of a tuple.
             callback_on_step_end: called with the pipeline, the number of the step, its timestep, and `{"latents":
-                ...}`; it may return other latents in a dictionary.
+                ..., "clean": ...}`, the second what the denoiser expects in the end; it may return other latents in a
+                dictionary.
 
         Raises:
             ArgumentError: an argument has no meaning, or the pictures hold NaN.
-            ImageError: `image` or `mask_image` cannot be used.
+            ImageError: `image`, `mask_image` or one of `variations_of` cannot be used.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         negative = [negative_prompt] * len(prompts) if isinstance(negative_prompt, str) else list(negative_prompt)
+        if variations_of is None and not (prompts and all(text.strip() for text in prompts)):
+            raise ArgumentError("the prompt is empty; write what to draw")
         self._check(prompts, negative, num_inference_steps, guidance_scale, guidance_interval, num_images_per_prompt)
+        vectors = self._vectors(prompts, variations_of, use_prior)
         height, width = self._sizes(height, width)
         loop = Loop.plan(self.scheduler, num_inference_steps, image, mask_image, strength, self._execution_device)
-        texts = [text for text in prompts for _ in range(num_images_per_prompt)]
-        others = [text for text in negative for _ in range(num_images_per_prompt)]
+        texts = [
+            self.encode_prompt(text) if vector is None else replace(self.encode_prompt(text), pooled=vector)
+            for text, vector in zip(prompts, vectors, strict=True)
+            for _ in range(num_images_per_prompt)
+        ]
+        others = [self.encode_prompt(text) for text in negative for _ in range(num_images_per_prompt)]
         cells = height // self.scale, width // self.scale
         shape = (len(texts), self.denoiser.sizes.channels, *cells)
         noise = noise_of(shape, generator, latents).to(self._execution_device)
@@ -129,12 +153,13 @@ class TextToImagePipeline(DiffusionPipeline):
                     )
                     for i in range(0, len(texts), share)
                 ]
+                clean = x - now * torch.cat(velocity)
                 x = self.scheduler.step(torch.cat(velocity), timestep, x, return_dict=False, **options)[0]
                 if keep is not None:
                     assert start is not None
                     x = keep * x + (1 - keep) * ((1 - after) * start + after * noise)
                 if callback_on_step_end is not None:
-                    returned = callback_on_step_end(self, step, timestep, {"latents": x})
+                    returned = callback_on_step_end(self, step, timestep, {"latents": x, "clean": clean})
                     x = returned["latents"] if returned and "latents" in returned else x
                 bar.update()
         if not x.isfinite().all():
@@ -165,11 +190,16 @@ class TextToImagePipeline(DiffusionPipeline):
         return super().to(*args, **kwargs)
 
     def _velocity(
-        self, x: Tensor, share: float, texts: Sequence[str], others: Sequence[str], guided: bool, scale: float
+        self,
+        x: Tensor,
+        share: float,
+        texts: Sequence[TextStates],
+        others: Sequence[TextStates],
+        guided: bool,
+        scale: float,
     ) -> Tensor:
         """Velocity with guidance, `[pictures, channels, height, width]`."""
-        rows = [self.encode_prompt(text) for text in ([*texts, *others] if guided else texts)]
-        found = stack(rows)
+        found = stack([*texts, *others] if guided else texts)
         doubled = torch.cat([x, x]) if guided else x
         velocity = self.denoiser(doubled, share * TIMESTEPS, found.states, found.pooled, found.mask, return_dict=False)[
             0
@@ -178,6 +208,29 @@ class TextToImagePipeline(DiffusionPipeline):
             with_text, without = velocity.chunk(2)
             velocity = without + scale * (with_text - without)
         return velocity
+
+    def _vectors(
+        self, prompts: Sequence[str], photos: "Sequence[ImageSource] | None", use_prior: bool
+    ) -> Sequence[Tensor | None]:
+        """For each prompt, the vector `[1, dim]` that stands in place of its own; None for its own.
+
+        Raises:
+            ArgumentError: there is not one photo for each prompt, or the denoiser never learned from photos.
+        """
+        if photos is None and not use_prior:
+            return [None] * len(prompts)
+        name = "variations_of" if photos is not None else "use_prior"
+        if photos is not None and use_prior:
+            raise ArgumentError("variations_of and use_prior both replace the prompt's vector; give one of them")
+        if self.prior is None:
+            raise ArgumentError(f"this denoiser learned from texts alone; leave {name} out")
+        if photos is None:
+            return [self.prior(self.encode_prompt(text).pooled) for text in prompts]
+        check_photos(photos)
+        if len(photos) != len(prompts):
+            raise ArgumentError(f"{len(photos)} photos for {len(prompts)} prompts; give one for each")
+        # one by one, so that a picture is the same to the bit alone and among others
+        return [self.text_encoder.encode_image([photo]) for photo in photos]
 
     def _check(
         self,
@@ -188,8 +241,6 @@ class TextToImagePipeline(DiffusionPipeline):
         interval: tuple[float, float],
         pictures: int,
     ) -> None:
-        if not prompts or not all(text.strip() for text in prompts):
-            raise ArgumentError("the prompt is empty; write what to draw")
         if len(negative) != len(prompts):
             raise ArgumentError(
                 f"{len(negative)} negative prompts for {len(prompts)} prompts; give one, or one for each"
@@ -205,8 +256,13 @@ class TextToImagePipeline(DiffusionPipeline):
             raise ArgumentError(f"guidance_interval={interval} is not two shares of noise from 0 to 1, the lower first")
         check_scheduler(self.scheduler)
 
+    @property
+    def unit(self) -> int:
+        """Side of a patch, in pixels: sides of pictures are multiples of it."""
+        return self.denoiser.sizes.patch_size * self.scale
+
     def _sizes(self, height: int | None, width: int | None) -> tuple[int, int]:
-        unit, default = self.denoiser.sizes.patch_size * self.scale, self.denoiser.sizes.size * self.scale
+        unit, default = self.unit, self.denoiser.sizes.size * self.scale
         for name, value in (("height", height), ("width", width)):
             if value is not None and (value < unit or value % unit):
                 raise ArgumentError(

@@ -17,6 +17,7 @@ from vlm.errors import ArgumentError, ModelError
 from vlm.files.atomic import write_text
 from vlm.files.bundle import Bundle, load_folder, save_bundle
 from vlm.files.hub import FILES, PAIR_FILES
+from vlm.image import ImageSource
 from vlm.models.config import PAD
 from vlm.models.pair import PAD as PAIR_PAD
 from vlm.predictor import encoder_ids, pad
@@ -121,6 +122,15 @@ class TextEncoder(ModelMixin, ConfigMixin):
             return TextStates(states, mask, pooled)
         ids = pad(rows, PAD).to(self.device)
         return TextStates(self.backbone.encode(ids, None).states, ids != PAD, self.pair.encode_text(pair_ids))
+
+    @torch.no_grad()
+    def encode_image(self, images: Sequence[ImageSource]) -> Tensor:
+        """Photos to what the denoiser reads in place of a pooled text, `[batch, pooled dim]`.
+
+        Raises:
+            ImageError: a photo cannot be used.
+        """
+        return self.encoders.encode_image(images)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:  # pyright: ignore
         """Write the whole base model, so that the folder stands by itself."""

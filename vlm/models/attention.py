@@ -179,7 +179,7 @@ def sinusoids(positions: Tensor, dim: int, longest: float) -> Tensor:
         dim: width.
         longest: the longest wavelength; the shortest is 4 positions.
     """
-    rates = 2 * math.pi / longest * (longest / 4) ** torch.linspace(0, 1, (dim + 1) // 2)
+    rates = 2 * math.pi / longest * (longest / 4) ** torch.linspace(0, 1, (dim + 1) // 2, device=positions.device)
     angles = positions[:, None] * rates
     return torch.cat([angles.sin(), angles.cos()], 1)[:, :dim]
 

@@ -3,7 +3,7 @@
 import copy
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from vlm.diffusion.flow import add_noise, alignment_loss, draw_shares, velocity_
 from vlm.diffusion.inputs import generators, to_output
 from vlm.diffusion.load import load_head, save_head
 from vlm.diffusion.pipeline import TextToImagePipeline
+from vlm.diffusion.prior import fit_prior
 from vlm.diffusion.text import TextEncoder
 from vlm.errors import ArgumentError
 from vlm.files.atomic import replacing
@@ -27,7 +28,7 @@ from vlm.files.bundle import Bundle
 from vlm.models.denoiser import Denoiser
 from vlm.tasks.caption import Caption
 from vlm.train.config import Phase, TrainConfig
-from vlm.train.kept import ALIGN_DIM, ALIGN_SIZE, keep_features, keep_pictures, keep_texts
+from vlm.train.kept import ALIGN_DIM, ALIGN_SIZE, keep_features, keep_pictures, keep_texts, keep_vectors
 from vlm.train.loop import Trainer
 from vlm.train.plan import Figures, Step
 from vlm.train.settings import Diffusion
@@ -44,10 +45,12 @@ class Text(NamedTuple):
     Attributes:
         number: of the text among all.
         mirrored: whether the picture is mirrored.
+        by_photo: whether the photo's vector stands in place of the text's.
     """
 
     number: int
     mirrored: bool
+    by_photo: bool = False
 
 
 class _Networks(nn.Module):
@@ -115,8 +118,14 @@ class DiffusionTrainer(Trainer):
                 tower.to(self.device)
                 transform = replace(bundle.transform, size=ALIGN_SIZE)
                 self.features = keep_features(out / "align", train, rows, tower, transform, self.device)
+            self.vectors = None
+            if any(_objective(phase).photo_vectors for phase in config.phases):
+                self.vectors = keep_vectors(out / "vectors", samples, self.pipeline.text_encoder.encoders)
         bad = {sample.key for sample in samples} & set(self.skipped.keys)
         self.bad = {row for row, sample in enumerate(samples) if sample.key in bad}
+        if self.vectors is not None:
+            texts, photos = self._pairs(range(len(train)), self.vectors)
+            self.pipeline.register_modules(prior=fit_prior(texts, photos))
 
     def learners(self, phase: Phase) -> list[tuple[nn.Module, float]]:
         return [(self.module, phase.lr)]
@@ -129,9 +138,19 @@ class DiffusionTrainer(Trainer):
 
     def texts(self, photo: int, task: str, phase: Phase, rng: random.Random, view: View) -> list[Text]:
         objective, (short, long) = _objective(phase), self.prompts[photo]
-        kind = rng.random()
+        kind = rng.random() - objective.no_text
+        by_photo = 0 <= kind < objective.photo_vectors
         text = long if rng.random() < objective.long_texts else rng.choice(short)
-        return [Text(self.numbers["" if kind < objective.no_text else text], view.mirrored)]
+        if kind < 0 or (by_photo and kind < objective.photo_vectors / 2):
+            text = ""
+        return [Text(self.numbers[text], view.mirrored, by_photo)]
+
+    def _pairs(self, rows: Iterable[int], vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The vectors of all single texts of photos, and of their photos, `float32[texts, dim]` each."""
+        usable = [row for row in rows if self.usable(row, Caption.name)]
+        pairs = [(self.numbers[text], row) for row in usable for text in self.prompts[row][0]]
+        texts, photos = (list(part) for part in zip(*pairs, strict=True))
+        return self.texts_kept.pooled[texts], np.asarray(vectors[photos], np.float32)
 
     def _look(
         self, photo: int, seed: str, rng: random.Random, phase: Phase, features: KeptFeatures | None
@@ -149,10 +168,15 @@ class DiffusionTrainer(Trainer):
         share = draw_shares(len(texts), objective.noise_mean, objective.noise_std, step.generator).to(self.device)
         noise = torch.randn(clean.shape, generator=step.generator).to(self.device)
         found = self.texts_kept.read([text.number for text in texts], self.device)
+        pooled = found.pooled
+        if self.vectors is not None:
+            by_photo = torch.tensor([text.by_photo for text in texts], device=self.device)
+            vectors = torch.from_numpy(np.asarray(self.vectors[step.photos], np.float32)).to(self.device)
+            pooled = torch.where(by_photo[:, None], vectors, pooled)
         layer = objective.align_layer if objective.align and step.done < objective.align_until else 0
         noisy = add_noise(clean, noise, share)
         with self.accelerator.autocast():
-            predicted, projected = wrapped(noisy, share, found.states, found.pooled, found.mask, layer)
+            predicted, projected = wrapped(noisy, share, found.states, pooled, found.mask, layer)
         flow = velocity_loss(predicted, clean, share).mean()
         if projected is None or self.features is None:
             return flow, {"flow": flow.item()}
@@ -179,6 +203,12 @@ class DiffusionTrainer(Trainer):
         for source, own in rows.items():
             losses = self._losses(phase, own[:VAL_PHOTOS])
             figures = {f"loss_{share}": loss for share, loss in zip(VAL_SHARES, losses, strict=True)}
+            if self.vectors is not None and self.pipeline.prior is not None:
+                texts, photos = self._pairs(own, self.vectors)
+                with torch.no_grad():
+                    expected = self.pipeline.prior(torch.from_numpy(texts).to(self.device)).cpu().numpy()
+                figures["cosine_text"] = float((texts * photos).sum(1).mean())
+                figures["cosine_prior"] = float((expected * photos).sum(1).mean())
             found[source, ""] = ({"loss": sum(losses) / len(losses), **figures}, "")
         chosen = interleave(list(rows.values()), SHEET)
         if chosen:
@@ -237,7 +267,8 @@ class DiffusionTrainer(Trainer):
         text.save_base(folder)
         denoiser = copy.deepcopy(self.denoiser).cpu().half()
         denoiser.resize(_objective(self.phase).size)
-        head = TextToImagePipeline(denoiser, self.pipeline.scheduler, text)
+        prior = None if self.pipeline.prior is None else copy.deepcopy(self.pipeline.prior).cpu().half()
+        head = TextToImagePipeline(denoiser, self.pipeline.scheduler, text, prior=prior)
         save_head(folder, head)
 
 

@@ -6,7 +6,7 @@ are mapped into memory, so that a data set may be larger than the memory.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from vlm.data.shards import Sample, Skipped
 from vlm.data.stream import ordered_map
 from vlm.diffusion.text import TextEncoder, TextStates
+from vlm.encoders.pair import PairEncoders
 from vlm.errors import ImageError
 from vlm.files.atomic import write_text
 from vlm.files.digest import weights_sha256
@@ -166,18 +167,10 @@ def keep_features(
     keys = _digest([str(len(samples)), *(samples[row].key for row in rows)])
     stamp: dict[str, object] = {"keys": keys, "tower": weights_sha256(tower), "size": transform.size}
 
-    def pixels(row: int) -> Tensor:
-        try:
-            return transform(square(samples[row]))
-        except ImageError:
-            return torch.zeros(3, transform.size, transform.size)
-
     def grids(part: Sequence[int]) -> Iterable[Tensor]:
         """Batches of `float32[photos, dim, ALIGN_GRID, ALIGN_GRID]`."""
-        ready = ordered_map(pixels, part, ahead=2 * BATCH)
-        while batch := list(islice(ready, BATCH)):
-            images = torch.stack(batch).to(device, memory_format=torch.channels_last)
-            grid = tower(images).permute(0, 3, 1, 2)
+        for images in _batches([samples[row] for row in part], transform):
+            grid = tower(images.to(device, memory_format=torch.channels_last)).permute(0, 3, 1, 2)
             yield nn.functional.adaptive_avg_pool2d(grid, ALIGN_GRID).float().cpu()
 
     @torch.no_grad()
@@ -202,6 +195,45 @@ def keep_features(
 
     _make_once(folder, stamp, make)
     return np.load(folder / "features.npy", mmap_mode="r")
+
+
+def keep_vectors(folder: Path, samples: Sequence[Sample], encoders: PairEncoders) -> np.ndarray:
+    """Vectors of photos in the space of the pair, `float16[samples, dim]`, unit length.
+
+    Args:
+        folder: where they are kept; what is there is used if it is of the same photos and encoders.
+        samples: the photos; of those that cannot be decoded, the vectors mean nothing.
+        encoders: in evaluation mode.
+    """
+    keys = _digest(sample.key for sample in samples)
+    stamp: dict[str, object] = {"keys": keys, "encoders": encoders.weights_sha256()}
+
+    @torch.no_grad()
+    def make() -> None:
+        vectors = open_memmap(folder / "vectors.npy", "w+", np.float16, (len(samples), encoders.dim))
+        with tqdm(total=len(samples), unit="photo", desc="vectors", disable=len(samples) < 1000) as bar:
+            for images in _batches(samples, encoders.image_transform):
+                found = encoders.encode_image(images)
+                vectors[bar.n : bar.n + len(found)] = found.half().cpu().numpy()
+                bar.update(len(found))
+        vectors.flush()
+
+    _make_once(folder, stamp, make)
+    return np.load(folder / "vectors.npy", mmap_mode="r")
+
+
+def _batches(samples: Sequence[Sample], transform: Callable[[Image.Image], Tensor]) -> Iterator[Tensor]:
+    """Middle squares of photos, `float32[BATCH, 3, height, width]` each; those that cannot be decoded are black."""
+
+    def pixels(sample: Sample) -> Tensor:
+        try:
+            return transform(square(sample))
+        except ImageError:
+            return transform(Image.new("RGB", (1, 1)))
+
+    ready = ordered_map(pixels, samples, ahead=2 * BATCH)
+    while batch := list(islice(ready, BATCH)):
+        yield torch.stack(batch)
 
 
 def _make_once(folder: Path, stamp: dict[str, object], make: Callable[[], None]) -> None:

@@ -98,6 +98,9 @@ class Diffusion:
     """Share of the steps' texts that are all captions of a photo joined; the others are single captions."""
     no_text: float = 0.1
     """Share of the texts that are dropped, for classifier-free guidance."""
+    photo_vectors: float = 0.0
+    """Share of the texts whose vector is replaced by that of the photo, in the space of the pair; half of these lose
+    their token states too. The denoiser then draws variations of photos, and a prior is saved beside it."""
     noise_mean: float = 0.4
     """Mean of the logits of the shares of noise to learn from."""
     noise_std: float = 1.0
@@ -110,7 +113,12 @@ class Diffusion:
     """Share of the phase's steps after which the alignment stops."""
 
     def __post_init__(self):
-        check_shares("diffusion", self, "no_text")
+        check_shares("diffusion", self, "no_text", "photo_vectors")
+        if self.no_text + self.photo_vectors >= 1:
+            raise ValueError(
+                f"diffusion: no_text={self.no_text} and photo_vectors={self.photo_vectors} leave no texts to learn "
+                "from; lower one"
+            )
         for name in ("long_texts", "align_until"):
             value = getattr(self, name)
             if not is_number(value) or not 0 <= value <= 1:
