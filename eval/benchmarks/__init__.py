@@ -12,6 +12,7 @@ from eval.benchmarks import (
     grounding,
     judgements,
     retrieval,
+    roundtrip,
     scenes,
     sugarcrepe,
     text_to_image,
@@ -33,6 +34,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         class_folders,
         text_to_image,
         drawing,
+        roundtrip,
         scenes,
     )
     for benchmark in module.BENCHMARKS

@@ -1,8 +1,11 @@
-"""Pictures that the model draws itself: product photos and photos of scenes, judged by the encoders of `tiny`."""
+"""Pictures that the model draws itself: product photos and photos, judged by the encoders of `tiny`, and coloured
+shapes, judged by their pixels."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,7 @@ COLOURS = {
 PLAIN = {shade: colour for colour, shades in COLOURS.items() for shade in shades.split(", ")}
 KNOWN = 10  # training photos that a type or colour must have to be judged
 PRODUCTS = 300  # test products that are drawn
+SCENES, SCENE_SIZE = 500, 64
 GALLERY = 100  # prompts among which a picture finds its own
 NEAR = 1  # percentile of the real photos' distances from training below which a picture counts as memorised
 
@@ -58,10 +62,79 @@ def read_products(folder: Path, split: str) -> list[Item]:
 
 def read_captions(folder: Path, split: str) -> list[Item]:
     """The photos of `captions.json`; the prompt is the first caption."""
+    return [replace(item, references=item.references[:1]) for item in read_captions_and_references(folder, split)]
+
+
+def read_captions_and_references(folder: Path, split: str) -> list[Item]:
+    """As `read_captions`, with all captions of each photo."""
     return [
-        Item(item.id, item.image, item.references[:1], item.references[0].strip().removesuffix(".").strip())
+        replace(item, question=item.references[0].strip().removesuffix(".").strip())
         for item in read_plain(folder, split)
     ]
+
+
+def read_scenes(folder: Path, split: str) -> list[Item]:
+    """Sentences about two things of generated scenes, each of a colour of its own; the scenes are drawn into a folder.
+
+    The references are the two things and where the first is: "red circle", "blue star", "left".
+    """
+    from vlm.data.scenes import make_scene
+    from vlm.data.scenes_text import WORDS, clear_pairs, matching, with_article
+    from vlm.files.atomic import write_bytes
+
+    items: list[Item] = []
+    for number in count():
+        scene = make_scene(f"{split}/{number}", SCENE_SIZE)
+        pairs = (
+            (a, b, direction)
+            for a, b, direction in clear_pairs(scene.things)
+            if all(len(matching(scene.things, thing.colour)) == 1 for thing in (a, b))
+        )
+        if pair := next(pairs, None):
+            one, other = (f"{thing.colour} {thing.name}" for thing in pair[:2])
+            where = WORDS.get(pair[2], (pair[2],))[-1]
+            path = folder / f"{split}-{number:04d}.png"
+            if not path.is_file() or path.read_bytes() != scene.encoded():  # an older version may have drawn another
+                write_bytes(path, scene.encoded())
+            prompt = f"{with_article(one)} is {where} {with_article(other)}"
+            about = {"relation": pair[2]}
+            items.append(Item(path.stem, path, (one, other, pair[2]), f"{prompt[0].upper()}{prompt[1:]}", groups=about))
+        if len(items) == SCENES:
+            return items
+    raise AssertionError("scenes never end")
+
+
+def score_scenes(items: Sequence[Item], predictions: Predictions) -> Scores:
+    """Are both things there, in their colours, their shapes and their places? The real scenes' figures stand beside."""
+    from PIL import Image
+
+    from eval.metrics.shapes import find_shapes
+
+    values: dict[str, list[float]] = {}
+    shown = []
+    for item, found in zip(items, predictions, strict=True):
+        with Image.open(item.image) as picture:
+            real = [asdict(thing) for thing in find_shapes(picture)]
+        for of, things in (("", found["shapes"]), (OF_REAL, real)):
+            points = _points(item, {thing["colour"]: thing for thing in things})
+            for name, right in points.items():
+                values.setdefault(f"{name}{of}", []).append(100.0 * right)
+        shown.append(", ".join(f"{thing['colour']} {thing['shape']}" for thing in found["shapes"]) or "nothing")
+    return Scores({name: sum(found) / len(found) for name, found in values.items()}, values, shown)
+
+
+def _points(item: Item, things: Mapping[str, dict[str, Any]]) -> dict[str, bool]:
+    """What is right about the two things that a prompt names, by the things that a picture shows of each colour."""
+    one, other, direction = item.references
+    colours = [name.split()[0] for name in (one, other)]
+    there = all(colour in things for colour in colours)
+    shapes = there and all(things[name.split()[0]]["shape"] == name.split()[1] for name in (one, other))
+    place = False
+    if there:
+        a, b = (things[colour] for colour in colours)
+        axis, sign = {"left": ("x", -1), "right": ("x", 1), "above": ("y", -1), "below": ("y", 1)}[direction]
+        place = sign * (a[axis] - b[axis]) > 0
+    return {"all right": shapes and place, "colours": there, "shapes": shapes, "relation": place}
 
 
 def score_products(items: Sequence[Item], predictions: Predictions) -> Scores:
@@ -71,6 +144,8 @@ def score_products(items: Sequence[Item], predictions: Predictions) -> Scores:
     training photos have the nearest mean of colours.
     """
     import numpy as np
+
+    from eval.models import unpack
 
     known = [(item, found) for item, found in zip(items, predictions, strict=True) if not item.scored]
     asked = [(item, found) for item, found in zip(items, predictions, strict=True) if item.scored]
@@ -91,6 +166,8 @@ def score_products(items: Sequence[Item], predictions: Predictions) -> Scores:
     real, drawn = (_unit(_array([found[name] for _, found in asked], "features")) for name in ("real", "drawn"))
     photos = _unit(_array([found["real"] for _, found in known], "features"))
     values |= of_real | _of_prompts([found for _, found in asked])
+    texts = unpack([found["text"] for _, found in asked])
+    values["CLIPScore of the nearest training photo"] = _nearest(texts, _array([f["real"] for _, f in known], "vector"))
     distances = [1 - (rows @ photos.T).max(1) for rows in (real, drawn)]
     limit = np.percentile(distances[0], NEAR)
     values["memorised"] = (100.0 * (distances[1] < limit)).tolist()
@@ -99,7 +176,13 @@ def score_products(items: Sequence[Item], predictions: Predictions) -> Scores:
 
 def score_captions(items: Sequence[Item], predictions: Predictions) -> Scores:
     """Does the picture fit its prompt, and does it find it among others?"""
+    from eval.models import unpack
+
     values = _of_prompts(predictions)
+    if len(predictions) > 1:
+        texts = unpack([found["text"] for found in predictions])
+        vectors = _array([found["real"] for found in predictions], "vector")
+        values["CLIPScore of the nearest other photo"] = _nearest(texts, vectors, own=True)
     shown = [f"CLIPScore {value:.1f}" for value in values["CLIPScore"]]
     real, drawn = (_unit(_array([found[name] for found in predictions], "features")) for name in ("real", "drawn"))
     return _scores(values, shown, real, drawn)
@@ -132,6 +215,24 @@ def _of_prompts(predictions: Sequence[dict[str, Any]]) -> dict[str, list[float]]
     for k in (1, 10):
         values[f"prompt found among {GALLERY}, R@{k}"] = np.where(ranks <= k, 100.0, 0.0)
     return {name: [float(value) for value in found] for name, found in values.items()}
+
+
+def _nearest(texts: "np.ndarray", photos: "np.ndarray", own: bool = False) -> list[float]:
+    """The best CLIPScore of each prompt with a photo: what a search would find instead of drawing.
+
+    Args:
+        texts: vectors of the prompts, `float32[prompts, dim]`.
+        photos: vectors of the photos.
+        own: whether these are the prompts' own photos, in order: a prompt then leaves its own out.
+    """
+    import numpy as np
+
+    from eval.metrics.clip_score import WEIGHT
+
+    cosines = _unit(texts) @ _unit(photos).T
+    if own:
+        np.fill_diagonal(cosines, -1)
+    return [100 * WEIGHT * max(0.0, float(best)) for best in cosines.max(1)]
 
 
 def _ranks(scores: "np.ndarray") -> "np.ndarray":
@@ -202,5 +303,17 @@ BENCHMARKS = (
         read=read_captions,
         score=score_captions,
         submission=submission,
+    ),
+    Benchmark(
+        name="draw_scenes",
+        task="draw",
+        needs="no files: real scenes are drawn, into --data where it is given, otherwise into runs/drawn",
+        card="scenes",
+        splits=("test", "val"),
+        metrics=("all right", f"all right{OF_REAL}"),
+        read=read_scenes,
+        score=score_scenes,
+        submission=submission,
+        drawn=True,
     ),
 )

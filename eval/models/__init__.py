@@ -77,12 +77,20 @@ class Drawer(Protocol):
         ...
 
 
+@runtime_checkable
+class RoundTripper(Protocol):
+    def roundtrip_items(self, items: Sequence[Item], photos: Sequence[Any]) -> list[dict[str, Any]]:
+        """Texts to pictures to texts, and photos to texts to pictures; see `eval.models.roundtrip.RoundTripModel`."""
+        ...
+
+
 # abilities that are not tasks of `vlm.tasks`, by name
 ABILITIES = {
     "embed": "embed photos and sentences",
     "compare": "compare photos with sentences",
     "featurize": "compute features of photos",
     "draw": "draw pictures of prompts",
+    "roundtrip": "draw pictures and caption them",
 }
 
 Predict = Callable[[Sequence[Item], Sequence[Any]], list[Any]]  # items and their prepared photos to JSON values
@@ -102,7 +110,7 @@ class VLMModel:
         self.weights = self.model.bundle.sha256()
         self.weights_of = "model.safetensors" if self.model.bundle.folder else "all tensors"
         for task in self.model.tasks:
-            setattr(self, task, partial(self._run, task))
+            setattr(self, task, partial(self.run, task))
 
     def prepare(self, image: Any) -> "Tensor":
         from vlm.image import load_image
@@ -116,7 +124,7 @@ class VLMModel:
             settings["encoders"] = self.model.encoders.weights_sha256()
         return settings
 
-    def _run(self, task: str, images: Sequence["Tensor"], *columns: Sequence[Any]) -> list[Any]:
+    def run(self, task: str, images: Sequence["Tensor"], *columns: Sequence[Any]) -> list[Any]:
         found = self.model.run(task, self._photos(images), *columns)
         predict = self.model.task(task).prediction
         return [predict(result, *inputs) for result, *inputs in zip(found, *columns, strict=True)]
@@ -205,6 +213,10 @@ def load(name: str, task: str, device: str) -> EvalModel:
         from eval.models.drawing import DrawingModel
 
         model = DrawingModel(source.name, device)
+    elif task == "roundtrip" and source.kind == "model":
+        from eval.models.roundtrip import RoundTripModel
+
+        model = RoundTripModel(source.name, device)
     elif source.kind == "hf":
         from eval.models import peers
 
@@ -358,4 +370,5 @@ DERIVED: dict[str, dict[type, Callable[[Any, Sequence[Item]], Predict]]] = {
     "compare": {Embedder: _compare_items},
     FEATURES: {Featurizer: _featurize, Embedder: _featurize},
     "draw": {Drawer: lambda model, items: model.draw_items},
+    "roundtrip": {RoundTripper: lambda model, items: model.roundtrip_items},
 }

@@ -3,6 +3,7 @@
 import inspect
 import zlib
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -102,29 +103,39 @@ class DrawingModel:
             photos: the real photo of each, prepared.
 
         Returns:
-            `real`, and where there is a prompt `drawn`, each as `Seen.packed`; and `text`, the vector of the prompt.
+            `real`, and where there is a prompt `drawn`, each as `Seen.packed`; `text`, the vector of the prompt; and
+            `shapes`, see `eval.metrics.shapes.Found`, of the drawn picture.
 
         Raises:
             ArgumentError: the pipeline cannot draw a prompt.
         """
+        from eval.metrics.shapes import find_shapes
+
         real = self._see(photos)
         found: list[dict[str, Any]] = [{"real": real.packed(row)} for row in range(len(items))]
         asked = [row for row, item in enumerate(items) if item.question]
         if not asked:
             return found
         prompts = [items[row].question for row in asked]
-        seeds = [zlib.crc32(str(items[row].id).encode()) for row in asked]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        try:
-            pictures = self.pipeline(prompts, generator=generators).images
-        except (ValueError, RuntimeError, TypeError) as error:  # what pipelines of diffusers raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise ArgumentError(f"model {self.name!r} cannot draw {prompts[0]!r}: {reason}") from None
+        pictures = self.pictures(prompts, seeded([items[row] for row in asked]))
         drawn = self._see([self._prepared(picture) for picture in pictures])
         texts = self.judge.encode_text(prompts).cpu()
         for place, row in enumerate(asked):
             found[row] |= {"drawn": drawn.packed(place), "text": pack(texts[place].numpy())}
+            found[row]["shapes"] = [asdict(thing) for thing in find_shapes(pictures[place])]
         return found
+
+    def pictures(self, prompts: Sequence[str], generators: "Sequence[torch.Generator]") -> list["Image.Image"]:
+        """One picture for each prompt.
+
+        Raises:
+            ArgumentError: the pipeline cannot draw a prompt.
+        """
+        try:
+            return self.pipeline(list(prompts), generator=list(generators)).images
+        except (ValueError, RuntimeError, TypeError) as error:  # what pipelines of diffusers raise
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise ArgumentError(f"model {self.name!r} cannot draw {prompts[0]!r}: {reason}") from None
 
     def _prepared(self, picture: "Image.Image") -> Prepared:
         return Prepared(self.judge.image_transform(picture), colours_of(picture))
@@ -135,6 +146,11 @@ class DrawingModel:
         vectors = torch.nn.functional.normalize(self.judge.pair.image(grid.flatten(1, 2)), dim=-1)
         colours = np.stack([picture.colours for picture in pictures])
         return Seen(self.judge.tower.pool(grid).float().cpu(), vectors.float().cpu(), colours)
+
+
+def seeded(items: Sequence[Item]) -> "list[torch.Generator]":
+    """A generator for each item, whose seed follows from the item's id."""
+    return [torch.Generator().manual_seed(zlib.crc32(str(item.id).encode())) for item in items]
 
 
 def colours_of(picture: "Image.Image") -> "np.ndarray":

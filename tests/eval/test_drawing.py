@@ -4,19 +4,24 @@ import functools
 import json
 import shutil
 import zlib
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import vlm
 from eval import run
 from eval.__main__ import main
 from eval.benchmark import Item
-from eval.benchmarks.drawing import read_products
-from eval.models import pack, unpack
+from eval.benchmarks.drawing import _nearest, read_products, read_scenes
+from eval.metrics.shapes import find_shapes
+from eval.models import VLMModel, pack, unpack
 from eval.models.drawing import LEVELS, DrawingModel, colours_of
 from eval.report import read
+from vlm.data.scenes import make_scene
 from vlm.diffusion.inputs import generators
 from vlm.diffusion.load import save_head
 
@@ -105,6 +110,8 @@ def test_products_by_hand(products, tmp_path, monkeypatch, capsys):
     # pictures 0 and 2 have the same prompt, so each finds another no less; the last one's own prompt is the bag's
     assert figures["prompt found among 100, R@1"] == 25 and figures["prompt found among 100, R@10"] == 100
     assert figures["CLIPScore of real photos"] == pytest.approx(250, abs=1e-3)
+    # the training photos hold one of each kind and colour, which fits its prompt entirely
+    assert figures["CLIPScore of the nearest training photo"] == pytest.approx(250, abs=1e-3)
     assert [item["scores"]["type accuracy"] for item in items] == [100, 100, 100, 0]
     assert "type accuracy" in capsys.readouterr().out
     table = tmp_path / "README.md"
@@ -112,6 +119,66 @@ def test_products_by_hand(products, tmp_path, monkeypatch, capsys):
     assert main(["table", str(out), "--into", str(table)]) == 0
     names = [line.split("|")[3].strip() for line in table.read_text().splitlines() if line.startswith("|")][2:]
     assert names == [f"{kind} accuracy{of}" for kind in ("type", "colour") for of in ("", " of real photos")]
+
+
+def test_shapes_are_found_where_scenes_have_them():
+    right = total = 0
+    for number in range(300):
+        scene = make_scene(f"judge/{number}", 64)
+        found = {thing.colour: thing for thing in find_shapes(scene.image)}
+        for thing in scene.things:
+            if sum(thing.colour == other.colour for other in scene.things) > 1:
+                continue  # only the largest of a colour is looked for
+            total += 1
+            seen = found.get(thing.colour)
+            x, y = thing.center
+            right += bool(seen and seen.shape == thing.name and abs(seen.x - x) < 0.05 and abs(seen.y - y) < 0.05)
+    assert total > 300 and right / total > 0.95
+
+
+@pytest.mark.parametrize("side", [64, 200])
+def test_what_is_no_thing_is_not_found(side):
+    assert find_shapes(Image.new("RGB", (side, side), "red")) == []  # the ground
+    speck = Image.new("RGB", (side, side), "white")
+    speck.paste((28, 72, 214), (side // 2, side // 2, side // 2 + side // 32, side // 2 + side // 32))
+    assert find_shapes(speck) == []
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3)).astype(np.uint8)
+    assert len(find_shapes(Image.fromarray(noise))) <= 3
+
+
+class SceneModel(Model):
+    """Draws the real scene, mirrored where the first thing is left of the other."""
+
+    def prepare(self, image: Path) -> Image.Image:
+        return Image.open(image)
+
+    def draw_items(self, items, photos) -> list[dict]:
+        found = []
+        for item, photo in zip(items, photos, strict=True):
+            drawn = photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if item.references[2] == "left" else photo
+            found.append({"shapes": [asdict(thing) for thing in find_shapes(drawn)]})
+        return found
+
+
+def test_scenes_through_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "evaluate", functools.partial(run.evaluate, load=lambda *args: SceneModel(tmp_path)))
+    monkeypatch.setattr("eval.benchmarks.drawing.SCENES", 60)
+    assert main(["draw_scenes", "--data", str(tmp_path / "drawn"), "--out", str(tmp_path / "out")]) == 0
+    results, _ = read(tmp_path / "out")
+    figures = {name: figure["value"] for name, figure in results["figures"].items()}
+    asked = read_scenes(tmp_path / "drawn", "test")
+    assert len(asked) == 60 and len({item.question for item in asked}) > 50
+    for item in asked:
+        words = item.question.lower().split()
+        one, other, direction = item.references
+        assert words[1:3] == one.split() and words[-2:] == other.split() and direction in words
+    left = 100 * sum(item.references[2] == "left" for item in asked) / 60
+    assert 10 < left < 60
+    assert figures["colours"] == figures["colours of real photos"] > 95
+    assert figures["all right of real photos"] > 90
+    # "left" is wrong in the mirror, the rest is right as often as in the real scenes
+    assert figures["relation"] == pytest.approx(figures["relation of real photos"] - left, abs=5)
+    assert figures["all right"] <= 100 - left
 
 
 def test_colours_by_hand():
@@ -154,6 +221,58 @@ def test_captions_through_the_command(tmp_path, drawing_base, drawing, monkeypat
     assert unpack([found["real"]["vector"]])[0] == pytest.approx(
         drawer.judge.encode_image([real])[0].detach().numpy(), abs=1e-4
     )
+
+
+def test_the_nearest_other_photo_is_not_the_prompts_own():
+    """Prompts along the axes; the photos of the first two lie between these."""
+    texts, photos = np.eye(3, dtype=np.float32), np.array([[1, 1, 0], [3, 4, 0], [0, 0, 2]], np.float32)
+    assert _nearest(texts, photos) == pytest.approx([250 * 0.5**0.5, 200, 250])
+    assert _nearest(texts, photos, own=True) == pytest.approx([150, 250 * 0.5**0.5, 0])
+
+
+def test_a_round_trip_is_a_drawing_and_a_caption_each_way(tmp_path, drawing_base, drawing, monkeypatch):
+    model, data, out = tmp_path / "model", tmp_path / "data", tmp_path / "out"
+    shutil.copytree(drawing_base, model)
+    save_head(model, drawing())
+    data.mkdir()
+    records = []
+    for name, colour in COLOURS.items():
+        Image.new("RGB", (20, 16), colour).save(data / f"{name}.png")
+        records.append({"file": f"{name}.png", "captions": [f"a {name.lower()} shoe .", "a shirt"]})
+    (data / "captions.json").write_text(json.dumps(records))
+    monkeypatch.setattr("eval.models.drawing.JUDGE", str(model))
+    # the small base writes the same whatever it sees; this one says which colour there is most of
+    monkeypatch.setattr(VLMModel, "run", lambda self, task, images, *columns: [colour_name(image) for image in images])
+    assert main(["roundtrip", "--data", str(data), "--model", str(model), "--out", str(out)]) == 0
+    results, items = read(out)
+    figures = {name: figure["value"] for name, figure in results["figures"].items()}
+    assert results["n"] == 3 and figures["CIDEr of real photos"] > figures["CIDEr of shuffled drawings"]
+    loaded, encoders = vlm.load_pipeline(model), vlm.load_encoders(model)
+    seed, base = zlib.crc32(b"Red.png"), vlm.load(model)
+    drawn = loaded("a red shoe", generator=generators(seed, 1)).images[0]
+    assert items[0]["prediction"] == f"{colour_name(base.bundle.transform(drawn))} (photo: a red shoe)"
+    redrawn = loaded("a red shoe", generator=generators(seed, 1)).images[0]  # what the photo's caption says, too
+    with torch.no_grad():
+        expected = encoders.encode_image([redrawn])[0] @ encoders.encode_image([data / "Red.png"])[0]
+    assert items[0]["scores"]["cosine with the photo x 100"] == pytest.approx(100 * expected.item(), abs=0.01)
+
+
+def colour_name(image: torch.Tensor) -> str:
+    return f"a {list(COLOURS)[int(image.mean((1, 2)).argmax())].lower()} shoe"
+
+
+def test_a_model_that_only_draws_makes_no_round_trip(tmp_path, drawing_base, drawing, capsys):
+    model = tmp_path / "model"
+    shutil.copytree(drawing_base, model)
+    save_head(model, drawing())
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "tasks": {"answer": {}}}))
+    (tmp_path / "data").mkdir()
+    Image.new("RGB", (20, 16)).save(tmp_path / "data/a.png")
+    (tmp_path / "data/captions.json").write_text(json.dumps([{"file": "a.png", "captions": ["a shoe"]}]))
+    data, out = str(tmp_path / "data"), str(tmp_path / "out")
+    assert main(["roundtrip", "--data", data, "--model", str(model), "--out", out]) == 2
+    assert "draws but does not caption" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

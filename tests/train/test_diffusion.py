@@ -187,8 +187,8 @@ def test_vectors_of_photos_stand_in_place_of_texts_in_their_share(drawing_base, 
     losses = []
     for by_photo in (True, False):
         changed = batch._replace(texts=[text._replace(by_photo=by_photo) for text in batch.texts])
-        seen = []
-        handle = run.denoiser.pooled_proj.register_forward_pre_hook(lambda module, given, seen=seen: seen.append(given))
+        seen: list[tuple] = []
+        handle = run.denoiser.pooled_proj.register_forward_pre_hook(lambda module, given, s=seen: s.append(given))
         with torch.no_grad():
             losses.append(run.loss(run.module, run._step(kind, changed, "seed"))[0].item())
         handle.remove()

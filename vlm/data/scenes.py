@@ -16,6 +16,7 @@ same seed is another scene then. An installed package holds no sample photos, so
 import io
 import random
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from PIL import Image
@@ -65,7 +66,9 @@ class Scene:
 
     Attributes:
         seed: from which it was made.
-        image: RGB, square.
+        size: side of the picture, in pixels.
+        background: what the things stand before.
+        photos: where cut-outs and textures come from; None: there are none.
         things: one to five, in the order in which they were drawn; none covers another.
         captions: sentences in English; the first names everything.
         questions: each has one right answer.
@@ -73,11 +76,19 @@ class Scene:
     """
 
     seed: str
-    image: Image.Image = field(repr=False)
+    size: int
+    background: Background = field(repr=False)
+    photos: Photos | None = field(repr=False)
     things: tuple[Thing, ...]
     captions: tuple[str, ...]
     questions: tuple[Question, ...]
     phrases: tuple[Phrase, ...]
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture, RGB, drawn when it is first asked for."""
+        rng = random.Random(f"{SOURCE}/{self.seed}/pixels")
+        return draw(self.background, self.things, self.size, rng, self.photos)
 
     @property
     def states(self) -> np.ndarray:
@@ -154,10 +165,11 @@ def make_scene(seed: int | str, size: int = 260, photos: Photos | None = None) -
     name = f"{seed}{'/photos' if photos else ''}"
     rng = random.Random(f"{SOURCE}/{name}")
     background, things = _things(rng, photos)
-    image = draw(background, things, size, random.Random(f"{SOURCE}/{name}/pixels"), photos)
     return Scene(
         name,
-        image,
+        size,
+        background,
+        photos,
         things,
         captions(things, background.texture, rng),
         questions(things, rng),

@@ -179,7 +179,7 @@ def draw(
             image.paste(piece, (left, top), piece)
             continue
         mask = Image.new("L", (width * SCALE, height * SCALE))
-        for outline, fill in _outlines(thing):
+        for outline, fill in outlines(thing):
             points = [((x1 + x * (x2 - x1) - left) * SCALE, (y1 + y * (y2 - y1) - top) * SCALE) for x, y in outline]
             ImageDraw.Draw(mask).polygon(points, fill=fill)
         image.paste(thing.rgb, (left, top, left + width, top + height), mask.reduce(SCALE))
@@ -192,11 +192,11 @@ def outline_sides(name: str, angle: float) -> Point:
     return _extent(points)[2:]
 
 
-def _outlines(thing: Thing) -> list[tuple[list[Point], int]]:
+def outlines(thing: Thing) -> list[tuple[list[Point], int]]:
     """Polygons of a shape in fractions of its box, and what each is filled with: 255, or 0 for a hole."""
-    outlines = _turned(thing.name, thing.angle)
-    x0, y0, width, height = _extent(outlines[0][0])
-    return [([((x - x0) / width, (y - y0) / height) for x, y in points], fill) for points, fill in outlines]
+    turned = _turned(thing.name, thing.angle)
+    x0, y0, width, height = _extent(turned[0][0])
+    return [([((x - x0) / width, (y - y0) / height) for x, y in points], fill) for points, fill in turned]
 
 
 def _turned(name: str, angle: float) -> list[tuple[list[Point], int]]:

@@ -155,16 +155,12 @@ def captions(things: Sequence[Thing], background: str, rng: random.Random) -> tu
         found.append(f"{number}: {kinds}." if rng.random() < 0.5 else f"The picture shows {kinds}.")
     if any(thing.size for thing in things):
         found.append(_sentence(joined(groups(order, with_size=True))))
-    for a, b, direction in _clear_pairs(order):
-        one, other = (next((name for name in names_of(thing, things) if _is_full(name, thing)), "") for thing in (a, b))
-        if one and other:
+    for a, b, direction in clear_pairs(order):
+        one, other = (words(thing.colour, thing.name) for thing in (a, b))
+        if one in names_of(a, things) and other in names_of(b, things):
             found.append(_sentence(f"{with_article(one)} is {_direction(direction, rng)} {with_article(other)}"))
             break
     return tuple(dict.fromkeys(found))
-
-
-def _is_full(name: str, thing: Thing) -> bool:
-    return name == words(thing.colour, thing.name)
 
 
 def _short(things: Sequence[Thing]) -> str:
@@ -183,7 +179,8 @@ def _direction(direction: str, rng: random.Random) -> str:
     return rng.choice(WORDS.get(direction, (direction,)))
 
 
-def _clear_pairs(things: Sequence[Thing]) -> Iterator[tuple[Thing, Thing, str]]:
+def clear_pairs(things: Sequence[Thing]) -> Iterator[tuple[Thing, Thing, str]]:
+    """Things of which nobody denies that the first is left of (right of, above, below) the second."""
     for a in things:
         for b in things:
             for direction in OPPOSITE:
@@ -265,9 +262,10 @@ def _shapes(things: Sequence[Thing], rng: random.Random) -> Iterator[tuple[str, 
 
 
 def _relations(things: Sequence[Thing], rng: random.Random) -> Iterator[tuple[str, str]]:
-    full = {thing: name for thing in things for name in names_of(thing, things) if _is_full(name, thing)}
+    named = {thing: words(thing.colour, thing.name) for thing in things}
+    full = {thing: name for thing, name in named.items() if name in names_of(thing, things)}
     only_shapes = all(thing.name in SHAPES for thing in things)
-    for a, b, direction in _clear_pairs(things):
+    for a, b, direction in clear_pairs(things):
         if b not in full:
             continue
         other = f"the {full[b]}"
