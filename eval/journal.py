@@ -74,8 +74,12 @@ class Journal:
 
     def _write(self, records: Sequence[Mapping[str, Any]]) -> None:
         assert self.file is not None
-        self.file.writelines(json.dumps(record) + "\n" for record in records)
-        self.file.flush()
+        try:
+            self.file.writelines(json.dumps(record) + "\n" for record in records)
+            self.file.flush()
+        except OSError as error:
+            error.filename = error.filename or self.file.name  # a full disk does not say of which file
+            raise
 
     def _records(self, path: Path) -> list[dict[str, Any]]:
         """The lines of a file; a torn last one is left out."""

@@ -73,7 +73,10 @@ def parse(prog: str, kind: Any, doc: str | None, argv: Sequence[str] | None, **o
     """
     given = list(sys.argv[1:] if argv is None else argv)
     kinds = list(kind.values()) if isinstance(kind, dict) else [kind]
-    given = one_value_each(given, {name for one in kinds for name in repeatable(one)})
+    several = {name for one in kinds for name in repeatable(one)}
+    known = {"--" + field.name.replace("_", "-") for one in kinds for field in dataclasses.fields(one)}
+    check_once(given, known - several)
+    given = one_value_each(given, several)
     said = io.StringIO()
     try:
         with redirect_stderr(said):
@@ -85,6 +88,23 @@ def parse(prog: str, kind: Any, doc: str | None, argv: Sequence[str] | None, **o
         if not end.code:
             raise
         raise ArgumentError(in_one_line(said.getvalue(), prog)) from None
+
+
+def check_once(argv: Sequence[str], options: set[str]) -> None:
+    """Refuse an option of one value that is given twice, of which the first would be forgotten.
+
+    Raises:
+        ArgumentError: see above.
+    """
+    given: set[str] = set()
+    for argument in argv:
+        if argument == "--":
+            return
+        name = argument.partition("=")[0].replace("_", "-")
+        if name in options:
+            if name in given:
+                raise ArgumentError(f"{name} is given twice; give it once")
+            given.add(name)
 
 
 def repeatable(kind: Any) -> set[str]:

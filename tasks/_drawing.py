@@ -130,6 +130,14 @@ class PipelineDrawer(Drawer):
             self.pipe.enable_model_cpu_offload(device=args.device)
         if args.attention_slicing:
             self.pipe.enable_attention_slicing()
+        self.adapted = None
+        if args.adapter is not None:
+            from vlm.diffusion.adapter import AdaptedPrompts
+
+            if isinstance(self.pipe, TextToImagePipeline):
+                raise ArgumentError(f"{name!r} reads prompts by our base already; leave --adapter out")
+            self.adapted = AdaptedPrompts.load(os.path.expanduser(args.adapter))
+            self.sha256 = hashlib.sha256(f"{self.sha256} {self.adapted.sha256()}".encode()).hexdigest()
         self.preview = None if args.preview is None else Path(os.path.expanduser(args.preview))
 
     def draw(self, request: Request, quiet: bool) -> Image.Image:
@@ -147,14 +155,17 @@ class PipelineDrawer(Drawer):
                 f"{self.name!r} is a {type(pipe).__name__}, which has nothing for {unknown[0]}; leave it out"
             )
         generator = torch.Generator().manual_seed(request.seed)
+        prompt: dict[str, Any] = {"prompt": request.prompt}
+        if self.adapted is not None:
+            prompt = self.adapted.arguments(pipe, request.prompt, options.pop("negative_prompt", ""))
         try:
-            picture = pipe(request.prompt, generator=[generator], **options).images[0]
+            found: Any = pipe(**prompt, generator=[generator], **options)
         except VLMError:
             raise
         except (ValueError, RuntimeError, TypeError) as error:  # what pipelines of diffusers raise for wrong sizes
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise ArgumentError(f"{self.name!r} cannot draw this: {reason}") from None
-        return picture
+        return found.images[0]
 
     def _check(self, pipe: TextToImagePipeline, request: Request) -> None:
         if request.size is not None and request.size % pipe.unit:
@@ -254,9 +265,11 @@ def draw_all(args: "Args", prompts: Sequence[str], out: Path) -> Iterator[Path]:
         [request_of(args, prompt, (args.seed + first * each + place) % 2**63) for place in range(each)]
         for first, prompt in enumerate(prompts)
     ]
+    total, many = len(prompts) * each, len(prompts) * args.num_images > 1
+    names = [numbered(out, number) for number in range(1, len(prompts) * args.num_images + 1)] if many else []
+    check_places(args, [out, *names])
     drawer = load_drawer(args, args.model)
     encoders = vlm.load_encoders(args.rank_model, device=args.device) if args.rerank else None
-    total, many = len(prompts) * each, len(prompts) * args.num_images > 1
     kept: list[Image.Image] = []
     with tqdm(total=total, unit="picture", file=sys.stderr, disable=total < 2) as bar:
         for own in requests:
@@ -277,12 +290,34 @@ def draw_all(args: "Args", prompts: Sequence[str], out: Path) -> Iterator[Path]:
                 order = scores.sort(descending=True, stable=True).indices.tolist()[: args.num_images]
             for place in order:
                 kept.append(pictures[place])
-                path = out.with_name(f"{out.stem}-{len(kept)}{out.suffix}") if many else out
+                path = names[len(kept) - 1] if many else out
                 write(path, pictures[place], record_of(own[place], drawer))
                 yield path
     if many:
         write(out, sheet(kept), None)
         yield out
+
+
+def numbered(out: Path, number: int) -> Path:
+    """The file of one of several pictures."""
+    return out.with_name(f"{out.stem}-{number}{out.suffix}")
+
+
+def check_places(args: "Args", outs: Sequence[Path]) -> None:
+    """Make the folder of the pictures, and refuse to draw over a picture that is read.
+
+    Raises:
+        ArgumentError: see above, or there can be no such folder.
+    """
+    try:
+        outs[0].parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"--out {str(outs[0])!r} cannot be written: {error.strerror}") from None
+    preview = [] if args.preview is None else [Path(os.path.expanduser(args.preview))]
+    for name in PHOTOS:
+        given = getattr(args, name)
+        if given is not None and any(same_file(place, given) for place in (*outs, *preview)):
+            raise ArgumentError(f"{_option(name)} {given!r} would be drawn over; name another file by --out")
 
 
 def draw_again(args: "Args", out: Path) -> Iterator[Path]:
@@ -302,8 +337,16 @@ def draw_again(args: "Args", out: Path) -> Iterator[Path]:
             f"({record['model_sha256'][:12]}); give their folder by --model"
         )
     drawer.name = record["model"]
+    if any((file := getattr(request, name)) is not None and same_file(out, file) for name in PHOTOS):
+        raise ArgumentError(f"--out {str(out)!r} is what the picture starts from; name another file")
     write(out, drawer.draw(request, quiet=False), record_of(request, drawer))
     yield out
+
+
+def same_file(path: Path, name: str) -> bool:
+    """Whether a path leads to a file that the user named."""
+    other = Path(os.path.expanduser(name))
+    return path.exists() and other.exists() and path.samefile(other)
 
 
 def request_of(args: "Args", prompt: str, seed: int) -> Request:

@@ -2,8 +2,10 @@
 
 import csv
 import io
+import json
 import math
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,15 @@ from vlm.errors import ArgumentError, ImageError
 if TYPE_CHECKING:
     from vlm.model import Model
 
-LISTS = (".txt", ".csv", ".tsv", ".list", ".lst")  # a value that ends like this is a file, not a name
+LISTS = (
+    ".txt",
+    ".csv",
+    ".tsv",
+    ".list",
+    ".lst",
+    ".json",
+    ".jsonl",
+)  # a value that ends like this is a file, not a name
 MANY = 8  # photos from which a progress bar is worth its line
 Found = TypeVar("Found")
 
@@ -132,7 +142,7 @@ def labelled(path: Path, many: bool, *parts: str | None) -> str:
 def read_list(option: str, value: str) -> list[str]:
     """Names from a file, or from the option itself, separated by commas.
 
-    A text file has one name a line; in a .csv file, commas separate names as well.
+    A text file has one name a line; in a .csv file, commas separate names as well; a .json file holds a list.
 
     Raises:
         ArgumentError: the file is missing or cannot be read, or there are no names.
@@ -143,20 +153,40 @@ def read_list(option: str, value: str) -> list[str]:
         is_file = path.is_file()
     except (OSError, ValueError):  # longer than the name of a file may be
         is_file = False
-    if is_file or path.suffix.lower() in LISTS or (os.sep in value and path.parent.is_dir() and "," not in value):
+    if is_file or path.suffix.lower() in LISTS or _looks_like_path(value):
         try:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 text = file.read()
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
             raise ArgumentError(f"{option} {value!r} cannot be read: {reason}; {form}") from None
-        if path.suffix.lower() == ".csv":
+        if path.suffix.lower() == ".json":
+            names = _json_list(option, value, text)
+        elif path.suffix.lower() == ".csv":
             names = [name for row in csv.reader(io.StringIO(text)) for name in row]
         else:
             names = text.splitlines()
     else:
         names = value.split(",")
+        if len(names) == 1 and re.search(r"[;|\t]", value):
+            raise ArgumentError(f"{option} {value!r} is one name; separate names by commas, or {form}")
     names = [name.strip() for name in names if name.strip()]
     if not names:
         raise ArgumentError(f"{option} {value!r} contains no names; separate names by commas, or {form}")
+    return names
+
+
+def _looks_like_path(value: str) -> bool:
+    """Whether a value without commas names a file rather than a thing: "salt/pepper" does not."""
+    starts = ("~", os.sep, f".{os.sep}", f"..{os.sep}")
+    return "," not in value and (value.startswith(starts) or (os.sep in value and Path(value).parent.is_dir()))
+
+
+def _json_list(option: str, value: str, text: str) -> list[str]:
+    try:
+        names = json.loads(text)
+    except ValueError as error:
+        raise ArgumentError(f"{option} {value!r} is not JSON: {error}") from None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ArgumentError(f"{option} {value!r} must hold a list of texts")
     return names

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,9 @@ def run(args: Args) -> int:
         max_pixels=args.max_pixels,
         show_progress_bar=True,
     )
+
+    if len(labels) == 1:
+        warnings.warn(f"{labels[0]!r} is the only label, so every photo gets it; give two or more", stacklevel=2)
 
     def lines(path: Path, answers: list["Answer"]) -> Iterator[str]:
         for answer in answers[: args.top]:

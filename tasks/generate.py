@@ -59,6 +59,9 @@ class Args:
     again: str | None = None
     """A picture that this command has drawn: draw it again, from the settings that it holds. With --model, by another
     copy of the same model."""
+    adapter: str | None = None
+    """With a pipeline of diffusers: folder of an adapter that `vlm adapt` has trained, through which our base model
+    reads the prompt instead of the pipeline's text encoder."""
     vqgan: str | None = None
     """With an OFA checkpoint: the VQGAN that turns its codes into pixels, OFA's last.ckpt or a folder of diffusers'
     VQModel."""

@@ -4,6 +4,7 @@ The value of each field of the configuration can be changed by an option: `--pha
 lists them. To continue a run that was stopped, run the same command again.
 """
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from tasks._command import exit_code, parse
+from vlm.errors import ArgumentError
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ def run(argv: Sequence[str]) -> None:
         run: Annotated[TrainConfig, tyro.conf.arg(name="")] = config
 
     args = parse(f"vlm train {name}", RunArgs, __doc__, argv)
+    if not 0 <= args.checkpoint_minutes < math.inf:
+        raise ArgumentError(f"--checkpoint-minutes {args.checkpoint_minutes:g} is no time; give 0 or more")
     from eval.validation import MEASURES
 
     train(args.run, args.data, Path(args.out).expanduser(), MEASURES, args.checkpoint_minutes, args.annotations)

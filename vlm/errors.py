@@ -1,5 +1,7 @@
 """The exceptions that users see: one line each, saying what was wrong, where, and what to do."""
 
+from collections.abc import Iterable
+
 
 class VLMError(Exception):
     """Any failure that the caller can put right; commands print it alone and exit with status 2."""
@@ -22,11 +24,13 @@ class ArgumentError(VLMError, ValueError):
 
 
 def check_list(name: str, value: object) -> None:
-    """Refuse one text where a list belongs, which would be cut into its letters.
+    """Refuse what is no list: one text, which would be cut into its letters, or nothing at all.
 
     Raises:
-        ArgumentError: `value` is one text; it is called `name`.
+        ArgumentError: see above; it is called `name`.
     """
+    if not isinstance(value, Iterable):
+        raise ArgumentError(f"{name}={value!r} is no list; give one")
     if isinstance(value, str | bytes):
         raise ArgumentError(f"{name}={value[:40]!r} is one text where a list belongs; put it into a list")
 

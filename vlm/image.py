@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias
@@ -133,6 +133,8 @@ def check_photos(images: object) -> None:
     array = _is_a("numpy", "ndarray", images) or _is_a("torch", "Tensor", images)
     if one or hasattr(images, "read") or (array and getattr(images, "ndim", 4) < 4):
         raise ArgumentError(f"{_describe(images)} is one photo where a list of photos belongs; put it into a list")
+    if not isinstance(images, Iterable):
+        raise ArgumentError(f"{images!r} is no list of photos; give one")
 
 
 def _load(source: Any, max_pixels: int) -> Image.Image:

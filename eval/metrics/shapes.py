@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -48,7 +49,7 @@ def find_shapes(picture: Image.Image) -> list[Found]:
     nearest = np.where(far.min(0) < FAR, far.argmin(0), -1)
     found = []
     for number, colour in enumerate(COLOURS):
-        areas, count = ndimage.label(nearest == number)
+        areas, count = cast("tuple[np.ndarray, int]", ndimage.label(nearest == number))
         sizes = np.bincount(areas.ravel(), minlength=count + 1)[1:]
         for area in sizes.argsort()[::-1][:3] + 1:
             mask = areas == area

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from eval.benchmark import Item
 from eval.models import VLMModel, pack
 from eval.models.drawing import DrawingModel, seeded
-from vlm.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,14 +31,14 @@ class RoundTripModel:
         device: where it runs.
 
     Raises:
-        ModelError: there is no such model, or it does not caption.
+        ModelError: there is no such model.
+        ArgumentError: it does not caption.
     """
 
     def __init__(self, name: str, device: str):
         self.drawing, self.reading = DrawingModel(name, device), VLMModel(name, device)
         self.name, self.weights, self.weights_of = name, self.drawing.weights, self.drawing.weights_of
-        if "caption" not in self.reading.model.tasks:
-            raise ModelError(f"{name!r} draws but does not caption; choose a model that does both, such as tiny")
+        self.reading.model.task("caption")
 
     def prepare(self, image: Any) -> Prepared:
         from vlm.image import load_image

@@ -249,3 +249,20 @@ def test_keys_with_dots(tmp_path):
         "b": (b"b.jpg", ("b.json",)),
         "c.d/e.f.g": (b"c.d/e.f.g.jpg", ("c.d/e.f.g.txt",)),
     }
+
+
+def test_texts_as_other_programs_write_them(tmp_path):
+    records = [
+        {"jpg": b"a", "txt": "\ufeffa cat".encode()},  # with a mark of its byte order
+        {"jpg": b"b", "json": {"captions": None, "caption": "a dog"}},
+        {"jpg": b"c", "json": {"captions": ["a bird"], "Split": "test"}},
+    ]
+    found = list(read_samples([write_shard(tmp_path / "a.tar", records)]))
+    assert [sample.captions for sample in found] == [("a cat",), ("a dog",), ("a bird",)]
+    assert [sample.split for sample in found] == ["train", "train", "test"]
+
+
+@pytest.mark.parametrize("text", ["NaN", "nan", " null "])
+def test_what_stands_for_no_text_is_not_learned(tmp_path, text):
+    shard = write_shard(tmp_path / "a.tar", [{"jpg": b"a", "json": {"captions": ["a cat", text]}}])
+    assert "stands for no text" in refusal([shard]) or "bad" in refusal([shard])

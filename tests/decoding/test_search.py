@@ -395,7 +395,7 @@ def test_options_that_mean_nothing_are_refused(options, says):
 @pytest.mark.parametrize(
     "options, inputs, says",
     [
-        ({"min_tokens": 5, "max_tokens": 4}, {}, "min_tokens=5"),
+        ({"min_tokens": 5, "max_tokens": 4}, {}, "max_tokens=4 leaves no room for the shortest answer, of 5"),
         ({"max_tokens": 12}, {}, "at most 11"),
         ({"max_tokens_per_source": 2.0, "max_tokens": 2}, {"source_words": 5}, "answers of 12 tokens"),
         ({"max_tokens": 5}, {"codes": True}, "at most 4"),

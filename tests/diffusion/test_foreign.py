@@ -3,6 +3,7 @@
 What `vlm generate` draws is compared with what the pipeline itself draws.
 """
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,9 @@ import torch
 from PIL import Image
 
 import vlm
-from tasks import generate
-from vlm.errors import ModelError
+from tasks import adapt, generate
+from vlm.diffusion.adapter import HELD_OUT, AdaptedPrompts, TextAdapter, prompt_embeddings, train_adapter
+from vlm.errors import ArgumentError, ModelError
 
 # both packages import their names on first use, which pyright does not follow
 diffusers: Any = import_module("diffusers")
@@ -175,3 +177,78 @@ def test_pickled_weights_are_refused(saved, tmp_path):
         file.rename(file.with_suffix(".bin"))
     with pytest.raises(ModelError, match="cannot be loaded as"):
         vlm.load_pipeline(tmp_path / "pipeline")
+
+
+TEXTS = [
+    " ".join(words)
+    for words in itertools.product(("a", "red", "for"), ("red", "green", "blue"), ("shoe", "a", "shirt"))
+]
+
+
+@pytest.fixture(scope="module")
+def adapted(saved, tmp_path_factory, drawing_base) -> Path:
+    """The folder of an adapter that was trained by the command."""
+    folder = tmp_path_factory.mktemp("adapter")
+    (folder / "texts.txt").write_text("\n".join([*TEXTS, "", "red " * 100]))
+    argv = ["--model", saved, "--texts", folder / "texts.txt", "--out", folder / "out", "--base", drawing_base]
+    code = adapt.main([str(part) for part in [*argv, "--steps", 100, "--batch-size", 8, "--lr", 3e-3]])
+    if "pixart" in str(saved):
+        assert code == 2
+        pytest.skip("adapters do not serve this kind")
+    assert code == 0
+    return folder / "out"
+
+
+def test_an_adapter_says_what_the_pipelines_encoder_says(saved, adapted):
+    pipe, prompts = vlm.load_pipeline(saved), AdaptedPrompts.load(adapted)
+    told = [text for number, text in enumerate(TEXTS) if number % HELD_OUT]
+    expected, pooled = prompt_embeddings(pipe, told)
+    with torch.no_grad():
+        found, found_pooled = prompts.adapter(prompts.encoder.encode(told))
+    # of the letters that a random T5 reads at 256 places, few steps teach little
+    limit = 1.0 if "stable_diffusion_3" in str(saved) or "flux" in str(saved) else 0.5
+    assert (found - expected).square().sum() < limit * (expected - expected.mean(0)).square().sum()
+    assert (found_pooled is None) == (pooled is None)
+    if found_pooled is not None and pooled is not None:
+        assert (found_pooled - pooled).square().sum() < 0.5 * (pooled - pooled.mean(0)).square().sum()
+
+
+def test_an_adapter_draws_what_its_embeddings_draw(saved, adapted, tmp_path, capsys):
+    argv = ["--model", saved, "--prompt", "a red shoe", "--negative-prompt", "blue", "--adapter", adapted]
+    argv += ["--steps", 2, "--guidance-scale", 2, "--size", 32, "--seed", 4, "--out", tmp_path / "out.png"]
+    assert generate.main([str(part) for part in argv]) == 0, capsys.readouterr().err
+    pipe, prompts = vlm.load_pipeline(saved), AdaptedPrompts.load(adapted)
+    options: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 2.0, "height": 32, "width": 32}
+    given = prompts.arguments(pipe, "a red shoe", "blue")
+    expected = pipe(**given, generator=[torch.Generator().manual_seed(4)], **options).images[0]
+    assert Image.open(tmp_path / "out.png").tobytes() == expected.tobytes()
+    other = prompts.arguments(pipe, "a blue shirt", "blue")
+    assert not torch.equal(other["prompt_embeds"], given["prompt_embeds"])
+    again = [str(part) for part in ("--again", tmp_path / "out.png", "--out", tmp_path / "again.png")]
+    assert generate.main([*again, "--adapter", str(adapted)]) == 0
+    assert (tmp_path / "again.png").read_bytes() == (tmp_path / "out.png").read_bytes()
+    assert generate.main(again) == 2  # without the adapter these are other weights
+
+
+def test_adapters_that_cannot_serve(drawing_base, drawing, tmp_path, capsys):
+    with pytest.raises(ModelError, match="is not an adapter"):
+        AdaptedPrompts.load(tmp_path)
+    pipe, encoder = drawing(), drawing().text_encoder
+    with pytest.raises(ArgumentError, match="adapters serve pipelines of the kind of Stable Diffusion"):
+        train_adapter(pipe, encoder, TEXTS)
+    pixart(tmp_path).save_pretrained(tmp_path / "pixart")
+    with pytest.raises(ArgumentError, match="not a PixArtSigmaPipeline"):
+        train_adapter(vlm.load_pipeline(tmp_path / "pixart"), encoder, TEXTS)
+    stable_diffusion(tmp_path).save_pretrained(tmp_path / "sd")
+    sd = vlm.load_pipeline(tmp_path / "sd")
+    with pytest.raises(ArgumentError, match="2 texts to learn from are fewer than a batch of 32"):
+        train_adapter(sd, encoder, ["a shoe", "a shirt", "a red shirt"])
+    other = TextAdapter(encoder.dim + 1, encoder.pooled_dim, 16, 32)
+    with pytest.raises(ModelError, match="the states of another base"):
+        AdaptedPrompts(other, encoder)
+    wide = AdaptedPrompts(TextAdapter(encoder.dim, encoder.pooled_dim, 16, 32, pooled=8), encoder)
+    with pytest.raises(ArgumentError, match="StableDiffusionPipeline has no pooled embedding"):
+        wide.arguments(sd, "a shoe")
+    argv = ["--model", str(tmp_path / "sd"), "--out", str(tmp_path / "out"), "--base", str(drawing_base)]
+    assert adapt.main([*argv, "--texts", str(tmp_path / "gone.txt")]) == 2
+    assert "--texts" in capsys.readouterr().err

@@ -59,8 +59,18 @@ def test_module_moves_compiles_and_saves(pair, small_clip):
 
 
 @pytest.mark.parametrize("call, message", [
-    (lambda pair: pair.encode_text("a cat"), "encode_text takes a list of sentences"),
+    (lambda pair: pair.encode_text("a cat"), "texts='a cat' is one text where a list belongs"),
     (lambda pair: pair.encode("a cat"), "encode takes a list"),
+    (lambda pair: pair.encode_text(None), "texts=None is no list"),
+    (lambda pair: pair.encode_image(None), "None is no list of photos"),
+    (lambda pair: pair.encode(None), "None is no list of photos"),
+    (lambda pair: pair.tokenize(None), "texts=None is no list"),
+    (lambda pair: pair.encode(TEXTS, batch_size=1.5), "batch_size=1.5 is not a whole number"),
+    (lambda pair: pair.encode_text(torch.zeros(0, 5, dtype=torch.long)), "give int64.batch, tokens. made by tokenize"),
+    (lambda pair: pair.encode_text(torch.ones(1, 5)), "ids of torch.float32"),
+    (lambda pair: pair.encode_text(-torch.ones(1, 5, dtype=torch.long)), "made by tokenize"),
+    (lambda pair: pair.encode_image(torch.zeros(1, 1, 32, 32)), r"shape \(1, 1, 32, 32\)"),
+    (lambda pair: pair.encode_image(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)), "photos of torch.uint8"),
     (lambda pair: pair.encode(["a cat", PHOTOS[0]]), "not both at once"),
 ])  # fmt: skip
 def test_calls_that_cannot_be_meant(pair, call, message):
@@ -74,7 +84,8 @@ def test_a_photo_that_cannot_be_read_is_named(pair, tmp_path):
 
 
 @pytest.mark.parametrize("name, message", [
-    ("open_clip:no_such_architecture/x.pt", "'open_clip:no_such_architecture/x.pt' cannot be loaded: "),
+    ("open_clip:ViT-B-33/x.pt", "no architecture 'ViT-B-33'; did you mean ViT-B-32"),
+    ("open_clip:?/x.pt", "no architecture '.'; open_clip.list_models"),
     ("open_clip:small", "names no weights; give open_clip:ARCHITECTURE/TAG"),
     ("open_clip:small/no_such_tag", "cannot be loaded: .*no_such_tag"),
     ("timm:no_such_model", "cannot be loaded: .*no_such_model"),

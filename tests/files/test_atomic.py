@@ -22,6 +22,30 @@ def test_a_file_is_replaced_when_the_block_ends(tmp_path):
     assert file.read_bytes() == b"new" and list(tmp_path.iterdir()) == [file]
 
 
+def test_a_pipe_is_written_into_and_stays(tmp_path):
+    """What is no file, such as /dev/null, must not be replaced by one."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = subprocess.Popen(["cat", pipe], stdout=subprocess.PIPE)
+    write_text(pipe, "a page")
+    assert reader.communicate(timeout=20)[0] == b"a page" and pipe.is_fifo()
+    assert list(tmp_path.iterdir()) == [pipe]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_device_stays_a_device_and_is_named():
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_text("/dev/full", "a page")
+    assert caught.value.filename == "/dev/full" and Path("/dev/full").is_char_device()
+
+
+def test_a_failure_without_a_name_gets_that_of_the_file(tmp_path):
+    file = tmp_path / "model.bin"
+    with pytest.raises(OSError) as caught, replacing(file):
+        raise OSError(28, "No space left on device")  # as `write` says it
+    assert caught.value.filename == str(file)
+
+
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
 def test_a_block_that_fails_leaves_the_old_file_and_no_partial_one(tmp_path, error):
     file = tmp_path / "model.bin"

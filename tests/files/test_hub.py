@@ -1,9 +1,11 @@
 """Names of models: bundled ones, folders and ids of the hub, and one clear error where there is no such model."""
 
+import socket
 from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants
 
 from vlm.errors import ModelError
 from vlm.files import hub
@@ -75,6 +77,32 @@ def test_a_hub_id_is_fetched(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert hub.resolve("owner/name").folder() == folder
     assert asked == [("owner/name", [*hub.FILES, *hub.PAIR_FILES])]  # nothing but what is read
+
+
+@pytest.mark.enable_socket
+@pytest.mark.parametrize("answers", [True, False])
+def test_where_nothing_answers_the_client_does_not_wait(monkeypatch, answers):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{port}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        for name in ("http_proxy", "https_proxy", "all_proxy"):
+            monkeypatch.delenv(name, raising=False)
+            monkeypatch.delenv(name.upper(), raising=False)
+        if not answers:
+            server.close()
+        with hub.no_waiting():
+            assert answers != constants.HF_HUB_OFFLINE
+        assert not constants.HF_HUB_OFFLINE
+        monkeypatch.setenv("https_proxy", "http://127.0.0.1:1")
+        with hub.no_waiting():  # a proxy may reach what this machine does not
+            assert not constants.HF_HUB_OFFLINE
+
+
+@pytest.mark.parametrize("name", ["", " ", None, 3])
+def test_what_is_no_name(name):
+    with pytest.raises(ModelError, match="names no model; give a bundled name"):
+        hub.resolve(name)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tasks import classify
+from tasks.__main__ import main as vlm_main
 from tasks._command import exit_code, json_line, named_as_options, one_value_each, parse, printable, repeatable
 from tasks._photos import read_list
 from vlm.errors import ArgumentError, DataError
@@ -279,3 +281,61 @@ def test_json_is_utf_8_whatever_it_holds():
 
 def test_a_line_stays_one_line():
     assert printable("a\nb\x1b[31m\udcff é名") == "a\\nb\\x1b[31m\\udcff é名"
+
+
+def test_a_json_file_holds_a_list(tmp_path):
+    file = tmp_path / "labels.json"
+    file.write_text('["cat, the", "dog"]')
+    assert read_list("--labels", str(file)) == ["cat, the", "dog"]
+    for text, reason in (("{", "is not JSON"), ('{"a": 1}', "must hold a list of texts"), ("[1]", "a list of texts")):
+        file.write_text(text)
+        with pytest.raises(ArgumentError, match=reason):
+            read_list("--labels", str(file))
+
+
+@pytest.mark.parametrize("value", ["lables.json", "~/nothere/labels", "./nothere/labels", "/nothere/labels"])
+def test_a_list_that_is_not_there(value):
+    with pytest.raises(ArgumentError, match="cannot be read: No such file"):
+        read_list("--labels", value)
+
+
+@pytest.mark.parametrize("value", ["cat;dog", "cat|dog", "cat\tdog"])
+def test_names_that_are_not_separated_by_commas(value):
+    with pytest.raises(ArgumentError, match="is one name; separate names by commas"):
+        read_list("--labels", value)
+
+
+def test_a_name_may_hold_a_slash():
+    assert read_list("--labels", "salt/pepper, cat") == ["salt/pepper", "cat"]
+    assert read_list("--labels", "salt/pepper") == ["salt/pepper"]
+
+
+@pytest.mark.parametrize(
+    "argv", [["classify", "--image", "a.jpg", "--labels", "cat", "--labels", "dog"],
+             ["caption", "--image", "a.jpg", "--num-beams=2", "--num_beams", "3"],
+             ["generate", "--prompt", "a", "--prompt", "b", "--out", "a.png", "--out", "b.png"]],
+)  # fmt: skip
+def test_an_option_of_one_value_given_twice_is_refused(argv, capsys):
+    assert vlm_main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: --") and "is given twice; give it once" in err and err.count("\n") == 1
+
+
+def test_the_only_label_is_remarked_on(capsys):
+    with pytest.warns(UserWarning, match="'cat' is the only label"):
+        classify.main(["--image", CAT, "--labels", "cat"])
+
+
+@pytest.mark.parametrize(
+    "argv, reason",
+    [
+        (["--num-beams", "100000000"], "--num-beams 100000000 is above 10000"),
+        (["--max-length", "0"], "--max-length 0 leaves no room for the shortest answer"),
+        (["--max-length", "1000"], "--max-length 1000 allows answers of"),
+        (["--sample", "--temperature", "inf"], "--temperature inf is not a number above 0"),
+    ],
+)
+def test_settings_of_a_search_that_have_no_meaning(argv, reason, capsys):
+    assert vlm_main(["caption", "--image", CAT, *argv]) == 2
+    err = capsys.readouterr().err
+    assert reason in err and err.count("\n") == 1, err

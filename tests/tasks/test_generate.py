@@ -1,6 +1,7 @@
 """The command that draws: a small head, pipelines of diffusers with small random weights, and OFA's codes."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -210,10 +211,45 @@ def test_tiny_draws_what_it_is_told(tmp_path):
     ],
 )
 def test_what_cannot_be_drawn(folder, tmp_path, capsys, argv, reason):
-    options = ["--model", str(folder), "--out", str(tmp_path / "x.png"), *argv]
+    out = [] if "--out" in argv else ["--out", str(tmp_path / "x.png")]
+    options = ["--model", str(folder), *out, *argv]
     assert run(*options) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert re.search(reason, line)
+
+
+@pytest.mark.parametrize("option", ["--init-image", "--mask", "--variations-of"])
+def test_nothing_is_drawn_over_what_it_is_drawn_from(folder, tmp_path, capsys, option):
+    photo, link = tmp_path / "photo.png", tmp_path / "link.png"
+    Image.radial_gradient("L").convert("RGB").resize((16, 16)).save(photo)
+    Image.new("L", (16, 16)).save(tmp_path / "start.png")
+    link.symlink_to(photo)
+    before = photo.read_bytes()
+    same = ["--model", folder, "--prompt", "a shoe", option, photo, *FEW]
+    if option == "--mask":
+        same += ["--init-image", tmp_path / "start.png"]
+    numbered = tmp_path / "many-2.png"
+    os.link(photo, numbered)
+    for more in (["--out", photo], ["--out", link], ["--out", tmp_path / "many.png", "--num-images", 2],
+                 ["--out", tmp_path / "x.png", "--preview", photo]):  # fmt: skip
+        assert run(*same, *more) == 2
+        assert "would be drawn over; name another file" in capsys.readouterr().err
+    assert photo.read_bytes() == before and not (tmp_path / "x.png").exists()
+
+
+def test_a_picture_is_not_drawn_again_over_what_it_started_from(folder, tmp_path, capsys):
+    start, out = tmp_path / "start.png", tmp_path / "out.png"
+    Image.radial_gradient("L").convert("RGB").save(start)
+    assert run("--model", folder, "--prompt", "a shoe", "--init-image", start, "--out", out, *FEW) == 0
+    assert run("--again", out, "--out", start) == 2
+    assert "is what the picture starts from" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_told_before_drawing(folder, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run("--model", folder, "--prompt", "a shoe", "--out", tmp_path / "file/x.png") == 2
+    err = capsys.readouterr().err
+    assert "cannot be written" in err and "%" not in err  # no progress bar
 
 
 def test_a_picture_of_other_weights_is_not_drawn_again(folder, drawing, tmp_path, capsys):

@@ -59,7 +59,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "self_critical": {"no_repeat_ngram": 3},
     "contrastive": {"text_lr": 0.0, "neighbours": 2},
     "sigmoid": {"text_lr": 1e-4, "neighbours": 0},
-    "diffusion": {"size": 32, "long_texts": 0.3, "no_text": 0.2, "noise_mean": 0.0,
+    "diffusion": {"size": 32, "long_texts": 0.3, "no_text": 0.2, "photo_vectors": 0.1, "noise_mean": 0.0,
                   "noise_std": 0.8, "align": 0.5, "align_layer": 2, "align_until": 1.0},
 }  # fmt: skip
 
@@ -173,6 +173,17 @@ def test_missing_parts_have_their_defaults():
         ),
         ({"drop_path": -0.1}, "drop_path=-0.1 is not a share"),
         ({"epochs": "5"}, "phase 'x': "),
+        ({"epochs": True}, "epochs=True is not a whole number"),
+        ({"ema": 2.0}, "ema=2.0 is not a share"),
+        ({"ema": float("nan")}, "ema=nan is not a share"),
+        ({"warmup": 5.0}, "warmup=5.0 is not a share"),
+        ({"lr": float("nan")}, "lr=nan is not a number from 0 on"),
+        ({"lr": -1.0}, "lr=-1.0 is not a number from 0 on"),
+        ({"tower_lr": float("inf")}, "tower_lr=inf is not a number from 0 on"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0 is not a number from 0 on"),
+        ({"clip_norm": "1"}, "clip_norm='1' is not a number from 0 on"),
+        ({"stage": -1}, "must be 0 or more"),
+        ({"stage": 2, "views": -1}, "must be 0 or more"),
     ],
 )
 def test_impossible_phases_are_refused(fields, message):
@@ -219,3 +230,9 @@ def test_recipes_of_ofa(name, images, words):
     expected = {"ofa_caption": (1e-5, 5, 0.06, 0.2, 0.0), "ofa_vqa": (5e-5, 15, 0.04, 0.0, 0.9999)}[name]
     assert (first.lr, first.epochs, first.warmup, first.objective.drop_worst, first.ema) == expected
     assert first.objective.closed_answers == first.objective.weighted_answers == (name == "ofa_vqa")
+
+
+@pytest.mark.parametrize("settings", [{"min_area": float("nan")}, {"flip": 7}, {"jitter": -3}, {"flip": "often"}])
+def test_impossible_augmentations_are_refused(settings):
+    with pytest.raises(ValueError, match=f"augmentation: {next(iter(settings))}=.* is not a share"):
+        from_json({"phases": [{"name": "a"}], "augmentation": settings})

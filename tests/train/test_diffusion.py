@@ -188,7 +188,11 @@ def test_vectors_of_photos_stand_in_place_of_texts_in_their_share(drawing_base, 
     for by_photo in (True, False):
         changed = batch._replace(texts=[text._replace(by_photo=by_photo) for text in batch.texts])
         seen: list[tuple] = []
-        handle = run.denoiser.pooled_proj.register_forward_pre_hook(lambda module, given, s=seen: s.append(given))
+
+        def note(module: torch.nn.Module, given: tuple, seen: list[tuple] = seen) -> None:
+            seen.append(given)
+
+        handle = run.denoiser.pooled_proj.register_forward_pre_hook(note)
         with torch.no_grad():
             losses.append(run.loss(run.module, run._step(kind, changed, "seed"))[0].item())
         handle.remove()

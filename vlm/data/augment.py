@@ -31,6 +31,12 @@ class Augmentation:
     flip: float = 0.5
     jitter: float = 0.2
 
+    def __post_init__(self):
+        for name, low, high in (("min_area", 0.0, 1.0), ("flip", 0.0, 1.0), ("jitter", 0.0, 1.0)):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise ValueError(f"augmentation: {name}={value!r} is not a share; give {low:g} to {high:g}")
+
 
 @dataclass(frozen=True)
 class View:

@@ -164,14 +164,16 @@ def _parse(record: dict[str, Any]) -> Sample:
         raise DataError(f"no photo beside the texts; name it KEY.{', KEY.'.join(IMAGE_KEYS)}")
     try:
         fields = json.loads(record["json"]) if "json" in record else {}
+        if not isinstance(fields, dict):
+            raise TypeError
         if "txt" in record and not fields.get("captions") and not fields.get("caption"):
-            fields["captions"] = record["txt"].decode().splitlines()
-        split = fields.get("split")
+            fields["captions"] = record["txt"].decode("utf-8-sig").splitlines()
+        split = next((fields[name] for name in fields if name.lower() == "split"), None)
     except (ValueError, AttributeError, TypeError):
         raise DataError("the JSON or text beside the photo is damaged, or no object; write it anew") from None
     if "json" not in record and "txt" not in record:
         raise DataError("no readable JSON beside the photo; give captions in KEY.json or KEY.txt")
-    if fields.get("captions", ()) is None:
+    if fields.get("captions", ()) is None and not fields.get("caption"):
         raise DataError("captions are null; give texts, or leave the field out")
     captions = texts_of(fields, "captions") or texts_of(fields, "caption")  # img2dataset's name
     for language in LANGUAGES:
@@ -187,6 +189,9 @@ def _parse(record: dict[str, Any]) -> Sample:
     )
 
 
+NO_TEXTS = ("nan", "null")  # what programs write where there is no text
+
+
 def texts_of(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     """The texts of a field of a record; one text is a list of one.
 
@@ -197,6 +202,8 @@ def texts_of(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     texts = () if found is None else (found,) if isinstance(found, str) else found
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{name}={str(found)[:60]} is not a list of texts; correct it")
+    if bad := [text for text in texts if text.strip().lower() in NO_TEXTS]:
+        raise DataError(f"{name} holds {bad[0]!r}, which stands for no text at all; leave it out")
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

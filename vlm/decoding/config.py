@@ -1,9 +1,12 @@
 """How answers are searched, and what is found."""
 
+import math
 from dataclasses import dataclass
 
 from vlm.errors import ArgumentError
 from vlm.models.config import NUM_SPECIALS
+
+MAX_BEAMS = 10_000  # more would take gigabytes without finding anything better
 
 
 @dataclass(frozen=True)
@@ -51,10 +54,19 @@ class GenerationConfig:
             "top_k": 0,
         }
         for name, bound in least.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(
+                value, int if name != "max_tokens_per_source" else int | float
+            ):
+                raise ArgumentError(f"{name}={value!r} is not a whole number; give {bound} or more")
             if getattr(self, name) < bound:
                 raise ArgumentError(f"{name}={getattr(self, name)} is below {bound}; give {bound} or more")
-        if not self.temperature > 0:
-            raise ArgumentError(f"temperature={self.temperature} is not above 0; for the likeliest tokens set beams=1")
+        if self.beams > MAX_BEAMS:
+            raise ArgumentError(f"beams={self.beams} is above {MAX_BEAMS}; give fewer")
+        if not 0 < self.temperature < math.inf:
+            raise ArgumentError(
+                f"temperature={self.temperature} is not a number above 0; for the likeliest tokens set beams=1"
+            )
         if not 0 <= self.top_p <= 1:
             raise ArgumentError(f"top_p={self.top_p} is not a probability; give a value from 0 to 1")
         if self.top_k and self.top_p:
@@ -71,7 +83,8 @@ class GenerationConfig:
         limit = int(self.max_tokens_per_source * source_words + self.max_tokens)
         if self.min_tokens > limit:
             raise ArgumentError(
-                f"min_tokens={self.min_tokens} is above the longest answer, {limit}; change one of them"
+                f"max_tokens={self.max_tokens} leaves no room for the shortest answer, of {self.min_tokens} tokens; "
+                "raise it"
             )
         return limit
 

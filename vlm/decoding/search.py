@@ -111,7 +111,8 @@ class _Search:
         longest = sizes.code_grid**2 if self.codes else sizes.max_target_positions - 1
         if self.limit > longest:
             raise ArgumentError(
-                f"answers of {self.limit} tokens; this model writes at most {longest}: lower max_tokens"
+                f"max_tokens={self.config.max_tokens} allows answers of {self.limit} tokens; this model writes at most "
+                f"{longest}: lower it"
             )
         if self.config.allowed and self.config.allowed[1] > sizes.vocab_size:
             raise ArgumentError(f"allowed={self.config.allowed} goes beyond the {sizes.vocab_size} ids of this model")

@@ -35,7 +35,8 @@ def load_encoders(name: str | Path = "tiny", *, device: str | torch.device = "cp
         from vlm.encoders.timm import load_timm
 
         try:
-            encoders = {"open_clip": load_open_clip, "timm": load_timm}[source.kind](source.name, source.rest)
+            with hub.no_waiting():
+                encoders = {"open_clip": load_open_clip, "timm": load_timm}[source.kind](source.name, source.rest)
         except VLMError:
             raise
         except Exception as error:  # both packages raise whatever their parts do

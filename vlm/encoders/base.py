@@ -91,8 +91,10 @@ class Encoders(nn.Module):
             if not len(images):
                 raise ArgumentError("there are no photos; give one or more")
             images = torch.stack([self.image_transform(load_image(image)) for image in images])
-        elif images.ndim != 4:
+        elif images.ndim != 4 or images.shape[1] != 3:
             raise ArgumentError(f"prepared photos of shape {tuple(images.shape)}; give [batch, 3, height, width]")
+        elif not images.is_floating_point():
+            raise ArgumentError(f"prepared photos of {images.dtype}; give float32, as image_transform makes them")
         like = next(self.parameters())
         # the order in memory that convolutions are fastest in, on CPUs as on GPUs
         return images.to(like.device, like.dtype, memory_format=torch.channels_last)
@@ -113,6 +115,7 @@ class Encoders(nn.Module):
         if isinstance(images, Tensor):
             return self._unit(self.image_vectors(self.pixels(images)))
         check_photos(images)
+        images = list(images)
         return self._in_parts(lambda part: self._unit(self.image_vectors(part)), self.pixels, images)
 
     def encode_text(self, texts: Tensor | Sequence[str]) -> Tensor:
@@ -122,9 +125,13 @@ class Encoders(nn.Module):
             ArgumentError: the model has no text encoder, or `texts` is one string, or holds something else.
         """
         if isinstance(texts, Tensor):
+            if texts.ndim != 2 or not texts.numel() or texts.is_floating_point() or texts.min() < 0:
+                raise ArgumentError(
+                    f"ids of {texts.dtype} and shape {tuple(texts.shape)}; give int64[batch, tokens] made by tokenize"
+                )
             return self._unit(self.text_vectors(texts.to(self.device)))
-        if isinstance(texts, str):
-            raise ArgumentError("encode_text takes a list of sentences; put the one you have into a list")
+        check_list("texts", texts)
+        texts = list(texts)
 
         def prepare(part: Sequence[str]) -> Tensor:
             return self.tokenize(part).to(self.device)
@@ -191,6 +198,9 @@ class Encoders(nn.Module):
         if isinstance(inputs, str):
             raise ArgumentError("encode takes a list; put the one sentence or photo that you have into a list")
         check_photos(inputs)
+        inputs = list(inputs)
+        if not isinstance(batch_size, int):
+            raise ArgumentError(f"batch_size={batch_size!r} is not a whole number; give 1 or more")
         if batch_size < 1:
             raise ArgumentError(f"batch_size={batch_size} is below 1; give 1 or more")
         if not inputs:

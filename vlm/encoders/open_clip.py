@@ -1,6 +1,7 @@
 """Pairs of the open_clip package."""
 
 from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,6 +48,10 @@ def load_open_clip(name: str, rest: str) -> Encoders:
     architecture, _, weights = (rest, "", None) if ":" in rest else rest.partition("/")
     if weights == "":
         raise ModelError(f"{name!r} names no weights; give open_clip:ARCHITECTURE/TAG or open_clip:ARCHITECTURE/FILE")
+    if ":" not in architecture and architecture not in (known := open_clip.list_models()):
+        close = get_close_matches(architecture, known, n=3)
+        remedy = f"did you mean {' or '.join(close)}?" if close else "open_clip.list_models() shows them"
+        raise ModelError(f"{name!r}: open_clip has no architecture {architecture!r}; {remedy}")
     made: Any = open_clip.create_model_from_pretrained(architecture, pretrained=weights)
     model, transform = made
     return OpenCLIPEncoders(name, model, open_clip.get_tokenizer(architecture), transform)

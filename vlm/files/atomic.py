@@ -1,6 +1,7 @@
 """Files that appear whole or not at all: they are written beside their place and renamed into it."""
 
 import os
+import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,15 +12,21 @@ def replacing(path: str | Path) -> Generator[Path, None, None]:
     """A path to write to; when the block ends, the file there takes the place of `path`.
 
     Where the block fails, `path` stays as it was; where it is a link, the file that it leads to is replaced. Several
-    processes may write the same file at once.
+    processes may write the same file at once. A device or a pipe, such as `/dev/stdout`, is written into instead.
     """
     path = Path(os.path.realpath(path))
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    into = path.exists() and not (path.is_file() or path.is_dir())
+    folder = Path(tempfile.gettempdir()) if into else path.parent
+    partial = folder / f"{path.name}.{os.getpid()}.partial"
     try:
         yield partial
-        os.replace(partial, path)
+        if into:
+            with path.open("wb") as device:
+                device.write(partial.read_bytes())
+        else:
+            os.replace(partial, path)
     except OSError as error:
-        if error.filename == str(partial):  # a name that the user knows
+        if error.filename in (str(partial), None):  # a name that the user knows; what fails to be written has none
             error.filename, error.filename2 = str(path), None
         raise
     finally:

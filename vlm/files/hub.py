@@ -9,14 +9,19 @@ these after a prefix that says whose weights they are.
 
 import json
 import os
-from collections.abc import Collection, Sequence
+import socket
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from vlm.errors import ModelError
 
 BUNDLED = Path(__file__).parents[1] / "weights"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
+PATIENCE = 5.0  # seconds until a server must have answered
 PAIR_FILES = ("pair.json", "pair_tokenizer.json", "pair.safetensors")
 # by kind, what users type; the first is the project's own
 FORMS = {
@@ -71,6 +76,8 @@ def resolve(name: str | Path, kinds: Collection[str] = ("model",)) -> ModelName:
     Raises:
         ModelError: the prefix is of another kind.
     """
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name).strip():
+        raise ModelError(f"{name!r} names no model; give {choices(kinds)}")
     text = os.fspath(name)
     prefix, colon, rest = text.partition(":")
     kind = prefix if colon and prefix in FORMS and prefix != "model" else "model"
@@ -99,11 +106,38 @@ def fetch(name: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Pat
     import huggingface_hub
 
     try:
-        folder = huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignore))
-        return Path(folder)
+        with no_waiting():
+            return Path(
+                huggingface_hub.snapshot_download(name, allow_patterns=list(patterns), ignore_patterns=list(ignore))
+            )
     except Exception as error:  # versions differ in the HTTP library whose errors come through
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ModelError(f"{name!r} is not a local folder and could not be fetched from the hub: {reason}") from None
+
+
+@contextmanager
+def no_waiting() -> Iterator[None]:
+    """Where the hub cannot be reached, look into its cache alone: its client would go on trying for a minute."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not _reachable(constants.ENDPOINT)
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _reachable(address: str) -> bool:
+    """Whether something answers at the address of a server; behind a proxy, nobody can tell before trying."""
+    if getproxies().keys() & {"http", "https", "all"}:
+        return True
+    parts = urlsplit(address)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=PATIENCE):
+            return True
+    except (OSError, RuntimeError):  # a RuntimeError where sockets are forbidden
+        return False
 
 
 def bundled() -> list[str]:

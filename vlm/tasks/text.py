@@ -46,6 +46,8 @@ def clean_input(kind: str, text: str, max_words: int | None = MAX_WORDS) -> str:
     Raises:
         ArgumentError: nothing is left of the text; it is called `kind`.
     """
+    if not isinstance(text, str):
+        raise ArgumentError(f"the {kind} {text!r:.40} is no text; give one string")
     clean = clean_sentence(text, max_words)
     if not clean:
         raise ArgumentError(f"the {kind} {text[:40]!r} contains no words; write some")
@@ -60,6 +62,8 @@ def distinct(kind: str, texts: Sequence[str]) -> list[str]:
     """
     if isinstance(texts, str):
         raise ArgumentError(f"{kind}s are a list of strings; put {texts[:40]!r} into one, or split it at its commas")
+    if bad := [text for text in texts if not isinstance(text, str)]:
+        raise ArgumentError(f"the {kind}s hold {bad[0]!r:.40}, which is no text; give strings")
     found = list(dict.fromkeys(text.strip() for text in texts))
     if not found or "" in found:
         raise ArgumentError(f"{f'the {kind}s hold an empty one' if found else f'there are no {kind}s'}; name some")

@@ -103,6 +103,17 @@ class Phase:
         if self.schedule not in get_args(Schedule):
             raise ValueError(f"schedule={self.schedule!r} is unknown; choose {', '.join(get_args(Schedule))}")
         check_shares("", self, "drop_path", "dropout", "hidden_patches")
+        check_shares("", self, "ema", "warmup", "beta2")
+        for name in ("lr", "tower_lr", "weight_decay", "clip_norm", "final_lr"):
+            value = getattr(self, name)
+            if not is_number(value) or not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r} is not a number from 0 on")
+        for name in ("epochs", "batch_size", "texts_per_photo", "chunks", "stage", "views"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name}={value!r} is not a whole number")
+        if min(self.stage, self.views) < 0:
+            raise ValueError(f"stage={self.stage} and views={self.views} must be 0 or more")
         if min(self.epochs, self.batch_size, self.texts_per_photo, self.chunks) < 1:
             raise ValueError("epochs, batch_size, texts_per_photo and chunks must be at least 1")
         if self.batch_size % self.chunks:
