@@ -61,7 +61,8 @@ def run(args: Args) -> None:
         pipe = vlm.load_pipeline(args.model, device=args.device)
         if isinstance(pipe, TextToImagePipeline):
             raise ArgumentError(f"--model {args.model!r} reads our base already; give a pipeline of diffusers")
-        encoder = TextEncoder(load_bundle(args.base, with_pair=True), args.states).to(args.device)
+        encoder = TextEncoder(load_bundle(args.base, with_pair=True), args.states)
+        encoder.to(args.device)  # pyright: ignore
     adapted = train_adapter(
         pipe,
         encoder,

@@ -204,7 +204,7 @@ def test_huge_exif():
             "https://example.com/cat.jpg?w=9",
             "'https://example.com/cat.jpg?w=9' is a URL, and nothing is downloaded here;",
         ),
-        (Path("s3://bucket/cat.jpg"), "is a URL"),
+        (Path("s3://bucket/cat.jpg"), "'s3://bucket/cat.jpg' is a URL"),
         ("data:image/png;base64," + "A" * 100_000, "is a URL"),
     ],
 )

@@ -328,7 +328,8 @@ def _is_finite(value: object) -> bool:
 def _describe(source: object) -> str:
     """What an error message calls a source that has no name of its own."""
     if isinstance(source, (str, os.PathLike)):
-        return quoted(os.fsdecode(source))
+        name = os.fsdecode(source)
+        return quoted(re.sub(r"^([a-z][a-z0-9+.-]+:)/(?!/)", r"\1//", name))  # a Path drops one slash
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
     name = getattr(source, "filename" if isinstance(source, Image.Image) else "name", None)

@@ -302,7 +302,6 @@ def _shuffled(texts: Sequence[str], size: int, seed: int) -> Iterator[list[str]]
     """Full batches without end, in another order each epoch; one text of every tenth batch is empty, for guidance."""
     rng = random.Random(seed)
     while True:
-        order = rng.sample(range(len(texts)), len(texts))
-        for part in _parts(order, size):
+        for part in _parts(rng.sample(texts, len(texts)), size):
             if len(part) == size:
-                yield ["", *(texts[i] for i in part[1:])] if rng.random() < 0.1 else [texts[i] for i in part]
+                yield ["", *part[1:]] if rng.random() < 0.1 else list(part)

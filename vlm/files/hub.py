@@ -10,7 +10,7 @@ these after a prefix that says whose weights they are.
 import json
 import os
 import socket
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,8 @@ def resolve(name: str | Path, kinds: Collection[str] = ("model",)) -> ModelName:
     Raises:
         ModelError: the prefix is of another kind.
     """
-    if not isinstance(name, str | os.PathLike) or not os.fspath(name).strip():
+    known = isinstance(name, str | os.PathLike)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not known or not os.fspath(name).strip():
         raise ModelError(f"{name!r} names no model; give {choices(kinds)}")
     text = os.fspath(name)
     prefix, colon, rest = text.partition(":")
@@ -116,7 +117,7 @@ def fetch(name: str, patterns: Sequence[str], ignore: Sequence[str] = ()) -> Pat
 
 
 @contextmanager
-def no_waiting() -> Iterator[None]:
+def no_waiting() -> Generator[None]:
     """Where the hub cannot be reached, look into its cache alone: its client would go on trying for a minute."""
     from huggingface_hub import constants
 

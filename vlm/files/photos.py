@@ -75,4 +75,6 @@ def _images_in(folder: Path) -> list[Path]:
 
 
 def _is_image_file(path: Path) -> bool:
-    return bool(IMAGE_SUFFIX.fullmatch(path.suffix)) and os.path.isfile(path)
+    """A link that leads nowhere counts, so that it is reported as a photo that cannot be opened."""
+    broken = os.path.islink(path) and not os.path.exists(path)
+    return bool(IMAGE_SUFFIX.fullmatch(path.suffix)) and (os.path.isfile(path) or broken)

@@ -169,7 +169,7 @@ class Task:
             config = GenerationConfig(**chosen)
         except TypeError as error:
             raise ArgumentError(f"there is no such option: {str(error).split('argument ')[-1]}") from None
-        if isinstance(count, bool) or not isinstance(count, int):
+        if isinstance(count, bool) or not isinstance(count, int):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise ArgumentError(f"{self.count_name}={count!r} is not a whole number; give 1 or more")
         if not 1 <= count <= config.beams:
             raise ArgumentError(

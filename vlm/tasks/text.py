@@ -46,7 +46,7 @@ def clean_input(kind: str, text: str, max_words: int | None = MAX_WORDS) -> str:
     Raises:
         ArgumentError: nothing is left of the text; it is called `kind`.
     """
-    if not isinstance(text, str):
+    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(f"the {kind} {text!r:.40} is no text; give one string")
     clean = clean_sentence(text, max_words)
     if not clean:
@@ -62,7 +62,7 @@ def distinct(kind: str, texts: Sequence[str]) -> list[str]:
     """
     if isinstance(texts, str):
         raise ArgumentError(f"{kind}s are a list of strings; put {texts[:40]!r} into one, or split it at its commas")
-    if bad := [text for text in texts if not isinstance(text, str)]:
+    if bad := [text for text in texts if not isinstance(text, str)]:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ArgumentError(f"the {kind}s hold {bad[0]!r:.40}, which is no text; give strings")
     found = list(dict.fromkeys(text.strip() for text in texts))
     if not found or "" in found:
