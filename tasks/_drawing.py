@@ -168,11 +168,7 @@ class PipelineDrawer(Drawer):
         return found.images[0]
 
     def _check(self, pipe: TextToImagePipeline, request: Request) -> None:
-        if request.size is not None and request.size % pipe.unit:
-            raise ArgumentError(
-                f"--size {request.size} is not a multiple of {pipe.unit} pixels, the side of a patch; try "
-                f"{pipe.denoiser.sizes.size * pipe.scale}"
-            )
+        pipe.check_size("--size ", request.size)
         if pipe.prior is None and (request.prior or request.variations_of is not None):
             name = "--prior" if request.prior else "--variations-of"
             raise ArgumentError(f"{self.name!r} learned to draw from texts alone; leave {name} out")

@@ -191,6 +191,7 @@ def test_tiny_draws_what_it_is_told(tmp_path):
         (["--prompt", "a", "--steps", "0"], "--steps 0 is below 1"),
         (["--prompt", "a", "--guidance-scale", "-1"], r"--guidance-scale -1\.0 is not 0 or more"),
         (["--prompt", "a", "--size", "30"], "--size 30 is not a multiple of 4 pixels"),
+        (["--prompt", "a", "--size", "100000"], "--size 100000 is more than 16 times the 16 pixels of training"),
         (["--prompt", "a", "--num-images", "0"], "--num-images 0 is below 1"),
         (["--prompt", "a", "--num-images", "4", "--rerank", "2"], "--rerank 2 draws fewer"),
         (["--prompt", "a", "--strength", "0.5"], "--strength is for a picture to start from"),

@@ -164,6 +164,25 @@ def test_a_box_is_printed_and_drawn(run, model, tmp_path):
         assert drawn.getpixel(tuple(corner)) == (255, 0, 0) != photo.getpixel(tuple(corner))
 
 
+@pytest.mark.parametrize("kind", ["itself", "link", "hard link", "folder"])
+def test_nothing_is_drawn_over_the_photo(run, tmp_path, kind):
+    photo, other = tmp_path / "photo.png", tmp_path / "other.png"
+    with Image.open(CAT) as image:
+        image.resize((64, 64)).save(photo)
+    before = photo.read_bytes()
+    if kind == "link":
+        other.symlink_to(photo)
+    elif kind == "hard link":
+        other.hardlink_to(photo)
+    elif kind == "folder":
+        (tmp_path / "linked").symlink_to(tmp_path)
+        other = tmp_path / "linked/photo.png"
+    else:
+        other = photo
+    code, _, err = run("ground", "--image", str(photo), "--phrase", "the sofa", "--draw", str(other))
+    assert code == 2 and "would replace the photo itself" in err[0] and photo.read_bytes() == before
+
+
 def test_a_region_is_described(run, model):
     expected = model.describe_region(CAT, (10, 20, 200, 150))
     assert run("ground", "--image", CAT, "--region", "10,20,200,150") == (0, [printable(expected)], [])

@@ -15,6 +15,7 @@ from eval.validation import answer_figures
 from tasks import vqa
 from tasks.train import main
 from vlm.errors import ArgumentError
+from vlm.files.lock import locked
 from vlm.train.config import TrainConfig, from_json
 from vlm.train.loop import RESOLVED
 from vlm.train.run import CONFIGS, read_config
@@ -303,3 +304,17 @@ def test_an_impossible_value_is_one_clear_error(option, value, message, capsys, 
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == "" and message in err and err.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_second_run_is_refused_while_one_writes(tmp_path, data, capsys, no_switch, runs):
+    config = runs.write_config(tmp_path / "c.json")
+    with locked(tmp_path / "out"):
+        err = fails(runs.command(config, data, tmp_path / "out"), capsys)
+    assert "another run is writing into" in err and str(tmp_path / "out") in err
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "inf"])
+def test_a_time_between_checkpoints_that_is_none(tmp_path, data, capsys, runs, value):
+    config = runs.write_config(tmp_path / "c.json")
+    given = [*runs.command(config, data, tmp_path / "out")[:-2], f"--checkpoint-minutes={value}"]
+    assert f"--checkpoint-minutes {value} is no time" in fails(given, capsys)

@@ -20,6 +20,7 @@ from vlm.models.denoiser import TIMESTEPS, Denoiser
 
 Prompt = str | Sequence[str]
 Output = Literal["pil", "np", "pt", "latent"]
+MOST = 16  # times the size of training: larger pictures hold nothing but noise, and take hours
 KEPT_TEXTS = 1024  # prompts whose states are remembered
 
 
@@ -261,13 +262,24 @@ class TextToImagePipeline(DiffusionPipeline):
         """Side of a patch, in pixels: sides of pictures are multiples of it."""
         return self.denoiser.sizes.patch_size * self.scale
 
+    def check_size(self, name: str, value: int | None) -> None:
+        """Refuse a side of a picture, in pixels, that cannot be drawn; errors begin with `name`.
+
+        Raises:
+            ArgumentError: see above.
+        """
+        default = self.denoiser.sizes.size * self.scale
+        if value is not None and (value < self.unit or value % self.unit):
+            raise ArgumentError(
+                f"{name}{value} is not a multiple of {self.unit} pixels, the side of a patch; try {default}"
+            )
+        if value is not None and value > MOST * default:
+            raise ArgumentError(f"{name}{value} is more than {MOST} times the {default} pixels of training; lower it")
+
     def _sizes(self, height: int | None, width: int | None) -> tuple[int, int]:
-        unit, default = self.unit, self.denoiser.sizes.size * self.scale
-        for name, value in (("height", height), ("width", width)):
-            if value is not None and (value < unit or value % unit):
-                raise ArgumentError(
-                    f"{name}={value} is not a multiple of {unit} pixels, the side of a patch; try {default}"
-                )
+        self.check_size("height=", height)
+        self.check_size("width=", width)
+        default = self.denoiser.sizes.size * self.scale
         return height or default, width or default
 
 
