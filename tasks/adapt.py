@@ -62,7 +62,7 @@ def run(args: Args) -> None:
         if isinstance(pipe, TextToImagePipeline):
             raise ArgumentError(f"--model {args.model!r} reads our base already; give a pipeline of diffusers")
         encoder = TextEncoder(load_bundle(args.base, with_pair=True), args.states)
-        encoder.to(args.device)  # pyright: ignore  # pyright: ignore
+        encoder.to(args.device)  # pyright: ignore
     adapted = train_adapter(
         pipe,
         encoder,

@@ -305,6 +305,17 @@ BENCHMARKS = (
         submission=submission,
     ),
     Benchmark(
+        name="draw_captions_best",
+        task="draw_best",
+        needs="captions.json, a list of {file, captions}, and the photos that it names",
+        card="products",
+        splits=("all",),
+        metrics=("CLIPScore", "CLIPScore of shuffled prompts", f"CLIPScore{OF_REAL}"),
+        read=read_captions,
+        score=score_captions,
+        submission=submission,
+    ),
+    Benchmark(
         name="draw_scenes",
         task="draw",
         needs="no files: real scenes are drawn, into --data where it is given, otherwise into runs/drawn",

@@ -78,6 +78,13 @@ class Drawer(Protocol):
 
 
 @runtime_checkable
+class BestDrawer(Protocol):
+    def draw_best_items(self, items: Sequence[Item], photos: Sequence[Any]) -> list[dict[str, Any]]:
+        """As `Drawer.draw_items`, with the best of several pictures of each prompt."""
+        ...
+
+
+@runtime_checkable
 class RoundTripper(Protocol):
     def roundtrip_items(self, items: Sequence[Item], photos: Sequence[Any]) -> list[dict[str, Any]]:
         """Texts to pictures to texts, and photos to texts to pictures; see `eval.models.roundtrip.RoundTripModel`."""
@@ -90,6 +97,7 @@ ABILITIES = {
     "compare": "compare photos with sentences",
     "featurize": "compute features of photos",
     "draw": "draw pictures of prompts",
+    "draw_best": "draw several pictures of each prompt and keep the best",
     "roundtrip": "draw pictures and caption them",
 }
 
@@ -209,7 +217,7 @@ def load(name: str, task: str, device: str) -> EvalModel:
     from vlm.files.bundle import has_pair
 
     source = hub.resolve(name.removeprefix("vlm:"), hub.FORMS)
-    if task == "draw" and source.kind == "model":
+    if task in ("draw", "draw_best") and source.kind == "model":
         from eval.models.drawing import DrawingModel
 
         model = DrawingModel(source.name, device)
@@ -370,5 +378,6 @@ DERIVED: dict[str, dict[type, Callable[[Any, Sequence[Item]], Predict]]] = {
     "compare": {Embedder: _compare_items},
     FEATURES: {Featurizer: _featurize, Embedder: _featurize},
     "draw": {Drawer: lambda model, items: model.draw_items},
+    "draw_best": {BestDrawer: lambda model, items: model.draw_best_items},
     "roundtrip": {RoundTripper: lambda model, items: model.roundtrip_items},
 }

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 JUDGE = "tiny"
+BEST = 8  # pictures of which the best is kept, where that is measured
 LEVELS = 4  # of red, green and blue each that colours are told apart by
 WHITE = 236  # from here on in all three, a pixel is white ground
 
@@ -94,13 +95,18 @@ class DrawingModel:
         scheduler = {"scheduler": type(self.pipeline.scheduler).__name__, "size": self.size}
         return steps | scheduler | {"judge": JUDGE, "judge_sha256": self.judge.weights_sha256()}
 
+    def draw_best_items(self, items: Sequence[Item], photos: Sequence[Prepared]) -> list[dict[str, Any]]:
+        """As `draw_items`, of `BEST` pictures of each prompt the one whose vector is nearest to the prompt's."""
+        return self.draw_items(items, photos, BEST)
+
     @torch.inference_mode()
-    def draw_items(self, items: Sequence[Item], photos: Sequence[Prepared]) -> list[dict[str, Any]]:
+    def draw_items(self, items: Sequence[Item], photos: Sequence[Prepared], best_of: int = 1) -> list[dict[str, Any]]:
         """Draw the question of each item that has one, with a seed that follows from its id, and look at all pictures.
 
         Args:
             items: with a prompt in `question`, or "" where only the photo counts.
             photos: the real photo of each, prepared.
+            best_of: pictures of each prompt, of which one is kept.
 
         Returns:
             `real`, and where there is a prompt `drawn`, each as `Seen.packed`; `text`, the vector of the prompt; and
@@ -117,13 +123,24 @@ class DrawingModel:
         if not asked:
             return found
         prompts = [items[row].question for row in asked]
-        pictures = self.pictures(prompts, seeded([items[row] for row in asked]))
-        drawn = self._see([self._prepared(picture) for picture in pictures])
         texts = self.judge.encode_text(prompts).cpu()
+        pictures = self._best(prompts, [items[row] for row in asked], texts, best_of)
+        drawn = self._see([self._prepared(picture) for picture in pictures])
         for place, row in enumerate(asked):
             found[row] |= {"drawn": drawn.packed(place), "text": pack(texts[place].numpy())}
             found[row]["shapes"] = [asdict(thing) for thing in find_shapes(pictures[place])]
         return found
+
+    def _best(
+        self, prompts: Sequence[str], items: Sequence[Item], texts: "Tensor", best_of: int
+    ) -> list["Image.Image"]:
+        """A picture of each prompt, the best of several where these are wanted; `texts` are the prompts' vectors."""
+        rounds = [self.pictures(prompts, seeded(items, number)) for number in range(best_of)]
+        if best_of == 1:
+            return rounds[0]
+        vectors = torch.stack([self._see([self._prepared(one) for one in pictures]).vectors for pictures in rounds])
+        chosen = (vectors * texts).sum(-1).argmax(0).tolist()  # of [rounds, prompts]
+        return [rounds[number][row] for row, number in enumerate(chosen)]
 
     def pictures(self, prompts: Sequence[str], generators: "Sequence[torch.Generator]") -> list["Image.Image"]:
         """One picture for each prompt.
@@ -148,9 +165,9 @@ class DrawingModel:
         return Seen(self.judge.tower.pool(grid).float().cpu(), vectors.float().cpu(), colours)
 
 
-def seeded(items: Sequence[Item]) -> "list[torch.Generator]":
-    """A generator for each item, whose seed follows from the item's id."""
-    return [torch.Generator().manual_seed(zlib.crc32(str(item.id).encode())) for item in items]
+def seeded(items: Sequence[Item], number: int = 0) -> "list[torch.Generator]":
+    """A generator for each item, whose seed follows from the item's id, and from the number of the picture."""
+    return [torch.Generator().manual_seed(zlib.crc32(str(item.id).encode()) + number) for item in items]
 
 
 def colours_of(picture: "Image.Image") -> "np.ndarray":

@@ -276,6 +276,24 @@ def test_a_model_that_only_draws_makes_no_round_trip(tmp_path, drawing_base, dra
     assert "cannot caption photos (it was trained for: answer)" in err
 
 
+def test_the_best_of_eight_is_the_nearest_to_its_prompt(tmp_path, drawing_base, drawing, monkeypatch):
+    model = tmp_path / "model"
+    shutil.copytree(drawing_base, model)
+    save_head(model, drawing())
+    monkeypatch.setattr("eval.models.drawing.JUDGE", str(model))
+    drawer = DrawingModel(str(model), "cpu")
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    items = [Item(prompt, tmp_path / "a.png", (prompt,), prompt) for prompt in ("a red shoe", "a shirt")]
+    found = drawer.draw_best_items(items, [drawer.prepare(item.image) for item in items])
+    for item, one in zip(items, found, strict=True):
+        seed = zlib.crc32(item.question.encode())
+        pictures = drawer.pipeline([item.question] * 8, generator=generators(seed, 8)).images
+        with torch.no_grad():
+            vectors, text = drawer.judge.encode_image(pictures), drawer.judge.encode_text([item.question])[0]
+        best = vectors[(vectors @ text).argmax()]
+        assert unpack([one["drawn"]["vector"]])[0] == pytest.approx(best.numpy(), abs=1e-5)
+
+
 @pytest.mark.parametrize(
     "argv, words",
     [
