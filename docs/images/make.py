@@ -9,9 +9,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 import vlm
 
@@ -22,6 +23,14 @@ PHOTO = SAMPLE / "photographer.jpg"  # README's first command captions it
 QUERY = "a person in uniform"
 SHOWN = "~/photos"  # in place of the temporary folder
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FAILURES = {  # sample photos, and a question about each
+    "coffee": "What is this?",
+    "rocket": "What is in the picture?",
+    "astronaut": "What is the woman wearing?",
+    "stairs": "Where are the people?",
+    "raccoon": "What animal is it?",
+    "flower": "How many people are there?",
+}
 COLOURS = 256  # of a screenshot, which keeps it small
 
 # what a person sees in the sample photos; written for the picture of a report, no test set
@@ -91,7 +100,8 @@ def main() -> int:
         screenshot(browser, search_page(folder), folder, height=480).save(OUT / "search.png", optimize=True)
         screenshot(browser, report_page(folder), folder, height=1120).save(OUT / "report.png", optimize=True)
         sheet_of_pictures(folder).save(OUT / "drawn.png", optimize=True)
-    for name in ("caption.png", "search.png", "report.png", "drawn.png"):
+    failures().save(OUT / "failures.png", optimize=True)
+    for name in ("caption.png", "failures.png", "search.png", "report.png", "drawn.png"):
         print(f"{name}: {(OUT / name).stat().st_size / 1000:.0f} kB")
     return 0
 
@@ -104,6 +114,21 @@ def with_caption(photo: Path, caption: str) -> Image.Image:
     page = Image.new("RGB", (width, image.height + 60), "white")
     page.paste(image, ((width - image.width) // 2, 12))
     ImageDraw.Draw(page).text((width / 2, image.height + 36), caption, fill="black", font=font, anchor="mm")
+    return page.quantize(COLOURS)
+
+
+def failures() -> Image.Image:
+    """Sample photos that `tiny` gets wrong, with what it says of them."""
+    model, font = vlm.load("tiny"), ImageFont.load_default(size=15)
+    width, height, gap = 300, 225, 12
+    page = Image.new("RGB", (3 * (width + gap) + gap, 2 * (height + 90)), "white")
+    draw = ImageDraw.Draw(page)
+    for place, (name, question) in enumerate(FAILURES.items()):
+        left, top = gap + place % 3 * (width + gap), gap + place // 3 * (height + 90)
+        photo = SAMPLE / f"{name}.jpg"
+        page.paste(ImageOps.fit(Image.open(photo).convert("RGB"), (width, height), centering=(0.5, 0.2)), (left, top))
+        said = [*textwrap.wrap(model.caption(photo), 38), f"{question} {model.answer(photo, question)}"]
+        draw.text((left, top + height + 6), "\n".join(said), fill="black", font=font)
     return page.quantize(COLOURS)
 
 
