@@ -1,4 +1,4 @@
-"""Choose one of your labels for each photo."""
+"""Say what a photo shows, by your labels or by those that the model knows."""
 
 import math
 import sys
@@ -23,8 +23,9 @@ class Args(PhotoArgs):
     model: str = "tiny"
     """Bundled name, local folder or hub id; open_clip:ARCHITECTURE/TAG; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME. With
     image and text encoders, photos and labels are compared; other models score the labels as answers."""
-    labels: str
-    """Labels to choose from: "cat,dog,car", or a text file with one label per line."""
+    labels: str | None = None
+    """Labels to choose from: "cat,dog,car", or a text file with one label per line. By default those that the model
+    tells apart by itself: the thousand things of ImageNet, for tiny."""
     template: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Sentence to put each label into, with {} for the label (image and text encoders only). The features of several
     templates are averaged. By default "a photo of a {}"."""
@@ -39,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: Args) -> int:
     """Print the labels; 1 where a photo could not be used."""
     check_top(args.top)
-    labels, paths = read_list("--labels", args.labels), args.paths()
+    labels = None if args.labels is None else read_list("--labels", args.labels)
+    if labels is None and args.template:
+        raise ArgumentError("--template is for --labels; give labels, or leave it out")
+    paths = args.paths()
     with no_collections():
         from vlm.model import Model, classify_each, load_classifier
 
@@ -56,7 +60,7 @@ def run(args: Args) -> int:
         show_progress_bar=True,
     )
 
-    if len(labels) == 1:
+    if labels is not None and len(labels) == 1:
         warnings.warn(f"{labels[0]!r} is the only label, so every photo gets it; give two or more", stacklevel=2)
 
     def lines(path: Path, answers: list["Answer"]) -> Iterator[str]:

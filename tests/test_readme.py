@@ -61,7 +61,7 @@ def test_python_code_runs(monkeypatch):
 def test_search_and_label_commands_run(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(ROOT)
     lines = [line for line in COMMANDS if line.startswith(("vlm retrieve", "vlm classify"))]
-    assert len(lines) == 3
+    assert len(lines) == 4
     places = {
         "PHOTOS/": "datasets/sample",
         "my.index": str(tmp_path / "my.index"),
@@ -70,7 +70,7 @@ def test_search_and_label_commands_run(monkeypatch, tmp_path, capsys):
     for line in lines:
         assert commands([places.get(word, word) for word in shlex.split(line)[1:]]) == 0, line
     out = capsys.readouterr().out
-    assert "cat.jpg: cat" in out and "rocket.jpg: rocket" in out
+    assert "cat.jpg: cat" in out and "rocket.jpg: rocket" in out and "espresso" in out
     assert (tmp_path / "a.html").stat().st_size > 1000
 
 

@@ -323,7 +323,7 @@ def load_classifier(
 def classify_each(
     model: Encoders | Model,
     images: Sequence[ImageSource],
-    labels: Sequence[str],
+    labels: Sequence[str] | None = None,
     *,
     templates: Sequence[str] | None = None,
     batch_size: int = 16,
@@ -335,7 +335,8 @@ def classify_each(
     Args:
         model: from `load_classifier`.
         images: paths, bytes, file objects, PIL images, arrays or tensors, of any sizes.
-        labels: names to choose from.
+        labels: names to choose from; None: those that the model's tower tells apart by itself, of `tiny` the thousand
+            things of ImageNet.
         templates: for a pair of encoders, sentences that labels are put into; None: those of
             `vlm.encoders.zero_shot`.
         batch_size: photos that go through the networks together.
@@ -347,9 +348,15 @@ def classify_each(
         with the photo.
 
     Raises:
-        ArgumentError: there are no labels, `templates` has no meaning or no place for a label, or the model has no text
-            encoder or was not trained for labels.
+        ArgumentError: there are no labels, or the model has none of its own, no text encoder, or no training for
+            labels; `templates` has no meaning, or no place for a label.
     """
+    if labels is None:
+        if not isinstance(model, PairEncoders) or model.labels is None:
+            raise ArgumentError(f"{model.name!r} knows no labels of its own; give labels to choose from")
+        if templates is not None:
+            raise ArgumentError("templates are for given labels; leave them out")
+        return zero_shot.stream_labels(model, images, model.labels.names, model.own_labels, batch_size, max_pixels)
     names = distinct("label", labels)
     if not isinstance(model, Model):
         sentences = zero_shot.TEMPLATES if templates is None else templates

@@ -76,7 +76,7 @@ def test_a_hub_id_is_fetched(folder, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fetch)
     assert hub.resolve("owner/name").folder() == folder
-    assert asked == [("owner/name", [*hub.FILES, *hub.PAIR_FILES])]  # nothing but what is read
+    assert asked == [("owner/name", [*hub.FILES, *hub.PAIR_FILES, *hub.LABEL_FILES])]  # nothing but what is read
 
 
 @pytest.mark.enable_socket

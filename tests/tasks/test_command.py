@@ -42,7 +42,7 @@ def run(module: str, *arguments: str, **changes) -> subprocess.CompletedProcess[
         ("caption --image x.jpg --language fr", ["--language fr", "en, zh, de"]),
         ("caption --image", ["--image needs a value"]),
         ("caption --image x.jpg --sample yes", ["'yes' belongs to no option"]),
-        ("classify --image x.jpg", ["--labels must be given"]),
+        ("classify --labels cat,dog", ["--image must be given"]),
         ("convert model.pt", ["OUT must be given"]),
         ("retrieve serch x", ["'serch'", "index, search"]),
         ("retrieve index photos", ["--out must be given"]),

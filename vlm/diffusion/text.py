@@ -16,7 +16,7 @@ from vlm.encoders.pair import PairEncoders, pair_encoders
 from vlm.errors import ArgumentError, ModelError
 from vlm.files.atomic import write_text
 from vlm.files.bundle import Bundle, load_folder, save_bundle
-from vlm.files.hub import FILES, PAIR_FILES
+from vlm.files.hub import FILES, LABEL_FILES, PAIR_FILES
 from vlm.image import ImageSource
 from vlm.models.config import PAD
 from vlm.models.pair import PAD as PAIR_PAD
@@ -143,8 +143,9 @@ class TextEncoder(ModelMixin, ConfigMixin):
         if self.bundle.folder is None:
             save_bundle(folder, self.bundle)
         else:  # stored matrices are int8: copying keeps them as they are
-            for name in (*FILES, *PAIR_FILES):
-                shutil.copyfile(self.bundle.folder / name, folder / name)
+            for name in (*FILES, *PAIR_FILES, *LABEL_FILES):
+                if name not in LABEL_FILES or (self.bundle.folder / name).is_file():
+                    shutil.copyfile(self.bundle.folder / name, folder / name)
 
     def save_settings(self, folder: Path) -> None:
         """Write what is not of the base model."""

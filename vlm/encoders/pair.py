@@ -7,15 +7,20 @@ import torch
 from torch import Tensor
 
 from vlm.encoders.base import Encoders
-from vlm.errors import ModelError
+from vlm.errors import ArgumentError, ModelError
 from vlm.files.bundle import Bundle
 from vlm.image import ImageSource, ImageTransform
+from vlm.models.labels import LabelHead
 from vlm.models.pair import ContrastivePair
 from vlm.models.towers import Tower
 
 
 class PairEncoders(Encoders):
-    """The project's own pair: the tower that the backbone reads from, and a text tower."""
+    """The project's own pair: the tower that the backbone reads from, and a text tower.
+
+    Attributes:
+        labels: what the tower tells apart by itself; None: nothing.
+    """
 
     def __init__(
         self,
@@ -24,8 +29,10 @@ class PairEncoders(Encoders):
         pair: ContrastivePair,
         tokenizer: tokenizers.Tokenizer,
         image_transform: ImageTransform,
+        labels: LabelHead | None = None,
     ):
         super().__init__(name, pair.config.dim, image_transform)
+        self.labels = labels
         self.tower, self.pair, self.tokenizer = tower, pair, tokenizer
 
     @property
@@ -38,6 +45,17 @@ class PairEncoders(Encoders):
 
     def text_vectors(self, ids: Tensor) -> Tensor:
         return self.pair.text_proj(self.pair.text(ids))
+
+    @torch.no_grad()
+    def own_labels(self, pixels: Tensor) -> Tensor:
+        """Log-probabilities of the tower's own labels, `float32[batch, labels]` on the CPU.
+
+        Raises:
+            ArgumentError: it has none.
+        """
+        if self.labels is None:
+            raise ArgumentError(f"{self.name!r} knows no labels of its own; give labels to choose from")
+        return self.labels.log_probabilities(self.tower.pool(self.tower(self.pixels(pixels))))
 
     def patch_embeddings(self, images: Tensor | Sequence[ImageSource]) -> Tensor:
         return self.tower(self.pixels(images)).flatten(1, 2)
@@ -65,4 +83,6 @@ def pair_encoders(bundle: Bundle) -> PairEncoders:
             f"{bundle.name!r} has no text encoder; choose a model that has one, such as tiny or "
             "open_clip:ViT-B-32/laion2b_s34b_b79k"
         )
-    return PairEncoders(bundle.name, bundle.module.tower, bundle.pair, bundle.pair_tokenizer, bundle.transform)
+    return PairEncoders(
+        bundle.name, bundle.module.tower, bundle.pair, bundle.pair_tokenizer, bundle.transform, bundle.labels
+    )

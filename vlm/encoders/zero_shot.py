@@ -112,7 +112,6 @@ def classify_each(
     Raises:
         ArgumentError: `templates` is empty, a template has no place for a label, or the encoders read no text.
     """
-    check_photos(images)
     names = list(labels)
     with torch.inference_mode():
         directions = label_features(encoders.encode_text, names, templates, show_progress_bar)
@@ -120,10 +119,35 @@ def classify_each(
         assert encoders.logit_scale is not None  # it has encoded text
         scale = encoders.logit_scale.exp().cpu()
 
+    def compare(pixels: Tensor) -> Tensor:
+        return (scale * (encoders.encode_image(pixels).float().cpu() @ directions.T)).log_softmax(-1)
+
+    return stream_labels(encoders, images, names, compare, batch_size, max_pixels)
+
+
+def stream_labels(
+    encoders: Encoders,
+    images: Sequence[ImageSource],
+    names: Sequence[str],
+    weigh: Callable[[Tensor], Tensor],
+    batch_size: int,
+    max_pixels: int,
+) -> Iterator[list[Answer] | ImageError]:
+    """All labels of each photo, the likeliest first; arguments and results as in `classify_each`.
+
+    Args:
+        encoders: whose transform prepares the photos.
+        images: the photos.
+        names: the labels.
+        weigh: prepared photos to log-probabilities, `float32[batch, labels]`.
+        batch_size: photos that go through the network together.
+        max_pixels: larger photos are refused.
+    """
+    check_photos(images)
+
     @torch.inference_mode()
     def compare(pixels: list[Tensor], places: list[int]) -> list[list[Answer]]:
-        cosines = encoders.encode_image(torch.stack(pixels)).float().cpu() @ directions.T
-        ordered, order = (scale * cosines).log_softmax(-1).sort(dim=1, descending=True, stable=True)
+        ordered, order = weigh(torch.stack(pixels)).sort(dim=1, descending=True, stable=True)
         return [
             [Answer(names[place], score) for place, score in zip(places, scores, strict=True)]
             for places, scores in zip(order.tolist(), ordered.tolist(), strict=True)

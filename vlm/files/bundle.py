@@ -1,7 +1,8 @@
 """A loaded model as one record, and the folder that it is read from and written to.
 
 The folder holds `config.json`, `tokenizer.json` and `model.safetensors`; beside them, where the model has a contrastive
-pair, `pair.json`, `pair_tokenizer.json` and `pair.safetensors`.
+pair, `pair.json`, `pair_tokenizer.json` and `pair.safetensors`, and where its tower knows labels of its own,
+`labels.json` and `labels.safetensors`.
 """
 
 # the types that torch and safetensors give some of their results are unknown
@@ -21,10 +22,11 @@ from safetensors.torch import load_file, save
 from vlm.errors import ArgumentError, ModelError
 from vlm.files.atomic import write_bytes
 from vlm.files.digest import files_sha256, weights_sha256
-from vlm.files.hub import FILES, PAIR_FILES, ModelName, resolve
+from vlm.files.hub import FILES, LABEL_FILES, PAIR_FILES, ModelName, resolve
 from vlm.files.int8 import SCALE, from_int8, to_int8
 from vlm.image import ImageTransform
 from vlm.models.config import PairConfig, Seq2SeqConfig, TowerConfig
+from vlm.models.labels import LabelHead
 from vlm.models.pair import ContrastivePair
 from vlm.models.towers import TimmTower, build_tower
 from vlm.models.vision_language import VisionLanguageModel
@@ -48,6 +50,7 @@ class Bundle:
         folder: where it was loaded from; None: from files of another format, or it was built here.
         pair: the contrastive pair on the module's tower, if there is one and it was asked for.
         pair_tokenizer: of the pair's text tower.
+        labels: what the tower tells apart by itself, if there is such a head and the pair was asked for.
     """
 
     module: VisionLanguageModel
@@ -58,6 +61,7 @@ class Bundle:
     folder: Path | None = None
     pair: ContrastivePair | None = None
     pair_tokenizer: tokenizers.Tokenizer | None = None
+    labels: LabelHead | None = None
 
     def sha256(self) -> str:
         """Digest of the weights, in hexadecimal: of the file, or, where there is none, by name and value."""
@@ -74,7 +78,7 @@ def load_bundle(
     Args:
         name: a name of the project's own models, or `ofa:` and a checkpoint of OFA, see `vlm.files.hub`.
         tokenizer: of an OFA checkpoint, the folder or hub id of its vocabulary; None: beside the checkpoint.
-        with_pair: load the contrastive pair too, where there is one.
+        with_pair: load the contrastive pair and the head of labels too, where there are any.
 
     Raises:
         ModelError: there is no such model, or a file is missing, damaged or of another model; tensors are missing,
@@ -120,7 +124,8 @@ def load_folder(folder: Path, name: str = "", with_pair: bool = False) -> Bundle
         raise ModelError(f"{str(folder / 'config.json')!r}: tasks={tasks!r} must hold an object for each task")
     _fill(model, folder / "model.safetensors")
     pair, pair_tokenizer = load_pair(folder) if with_pair and has_pair(folder) else (None, None)
-    return Bundle(model.eval(), tokenizer, transform, tasks, name, folder, pair, pair_tokenizer)
+    labels = load_labels(folder, model.tower.dim) if with_pair and has_labels(folder) else None
+    return Bundle(model.eval(), tokenizer, transform, tasks, name, folder, pair, pair_tokenizer, labels)
 
 
 def save_bundle(folder: Path, bundle: Bundle, dtype: torch.dtype = torch.float16) -> None:
@@ -203,6 +208,37 @@ def load_pair(folder: Path) -> tuple[ContrastivePair, tokenizers.Tokenizer]:
         raise ModelError(f"{str(file)!r} is not the tokenizer that these weights were trained with; copy theirs")
     _fill(pair, folder / "pair.safetensors")
     return pair.eval(), tokenizers.Tokenizer.from_file(str(file))
+
+
+def has_labels(folder: Path) -> bool:
+    """Whether a model's folder holds a head of labels, or a part of one."""
+    return any((folder / name).is_file() for name in LABEL_FILES)
+
+
+def save_labels(folder: Path, head: LabelHead) -> None:
+    """Write a head of labels into a model's folder, its weights as int8 with a scale a row."""
+    weight, scale = to_int8(head.weight)
+    tensors = {"weight": weight, f"weight{SCALE}": scale, "bias": head.bias.contiguous()}
+    write_bytes(folder / "labels.safetensors", save(tensors, {"format": "pt"}))
+    config = {"format": FORMAT, "labels": list(head.names)}
+    write_bytes(folder / "labels.json", (json.dumps(config, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load_labels(folder: Path, dim: int) -> LabelHead:
+    """Read what `save_labels` wrote, for a tower with features of `dim` channels.
+
+    Raises:
+        ModelError: a file is missing, damaged or of another tower.
+    """
+    if missing := [name for name in LABEL_FILES if not (folder / name).is_file()]:
+        raise ModelError(f"{str(folder)!r} has an incomplete head of labels: {', '.join(missing)} missing")
+    names = _read_config(folder / "labels.json").get("labels")
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise ModelError(f"{str(folder / 'labels.json')!r} does not name labels; take the whole folder again")
+    with torch.device("meta"):
+        head = torch.nn.Linear(dim, len(names))
+    _fill(head, folder / "labels.safetensors")
+    return LabelHead(tuple(names), head.weight.detach(), head.bias.detach())
 
 
 def _read_config(file: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from vlm.errors import ModelError
 BUNDLED = Path(__file__).parents[1] / "weights"
 FILES = ("config.json", "tokenizer.json", "model.safetensors")
 PATIENCE = 5.0  # seconds until a server must have answered
+LABEL_FILES = ("labels.json", "labels.safetensors")
 PAIR_FILES = ("pair.json", "pair_tokenizer.json", "pair.safetensors")
 # by kind, what users type; the first is the project's own
 FORMS = {
@@ -63,7 +64,7 @@ class ModelName:
             raise ModelError(f"{self.name!r} is a file; give the folder that holds {', '.join(FILES)}")
         if not is_hub_id(self.rest):
             raise ModelError(f"no model {self.name!r}; give {choices(('model',))}")
-        return fetch(self.rest, [*FILES, *PAIR_FILES])
+        return fetch(self.rest, [*FILES, *PAIR_FILES, *LABEL_FILES])
 
 
 def resolve(name: str | Path, kinds: Collection[str] = ("model",)) -> ModelName:
