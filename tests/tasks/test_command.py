@@ -42,7 +42,7 @@ def run(module: str, *arguments: str, **changes) -> subprocess.CompletedProcess[
         ("caption --image x.jpg --language fr", ["--language fr", "en, zh, de"]),
         ("caption --image", ["--image needs a value"]),
         ("caption --image x.jpg --sample yes", ["'yes' belongs to no option"]),
-        ("classify --labels cat,dog", ["--image must be given"]),
+        ("vqa --image x.jpg --top two", ["--top 'two' is not a whole number"]),
         ("convert model.pt", ["OUT must be given"]),
         ("retrieve serch x", ["'serch'", "index, search"]),
         ("retrieve index photos", ["--out must be given"]),
