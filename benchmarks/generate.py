@@ -122,10 +122,11 @@ def in_a_hurry(pipe: TextToImagePipeline, prompts: Sequence[str], encoders: Any)
     scores, seconds = [], []
     with torch.inference_mode():
         texts = encoders.encode_text(list(prompts)).numpy()
-    for scheduler, options in (
+    ways: list[tuple[Any, dict[str, Any]]] = [
         (usual, {"num_inference_steps": STEPS}),
         (few, {"num_inference_steps": FEW, "guidance_interval": INTERVAL}),
-    ):
+    ]
+    for scheduler, options in ways:
         pipe.scheduler = scheduler
         start = time.perf_counter()
         drawn = pipe(list(prompts), generator=generators(0, len(prompts)), guidance_scale=SCALE, **options)

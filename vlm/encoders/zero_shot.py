@@ -144,12 +144,13 @@ def stream_labels(
         max_pixels: larger photos are refused.
     """
     check_photos(images)
+    texts = list(names)
 
     @torch.inference_mode()
     def compare(pixels: list[Tensor], places: list[int]) -> list[list[Answer]]:
         ordered, order = weigh(torch.stack(pixels)).sort(dim=1, descending=True, stable=True)
         return [
-            [Answer(names[place], score) for place, score in zip(places, scores, strict=True)]
+            [Answer(texts[place], score) for place, score in zip(places, scores, strict=True)]
             for places, scores in zip(order.tolist(), ordered.tolist(), strict=True)
         ]
 
