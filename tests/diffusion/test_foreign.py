@@ -206,11 +206,11 @@ def test_an_adapter_says_what_the_pipelines_encoder_says(saved, adapted):
     with torch.no_grad():
         found, found_pooled = prompts.adapter(prompts.encoder.encode(told))
     # of the letters that a random T5 reads at 256 places, few steps teach little
-    limit = 1.0 if "stable_diffusion_3" in str(saved) or "flux" in str(saved) else 0.5
+    limit = 1.0 if "stable_diffusion_3" in str(saved) or "flux" in str(saved) else 0.75
     assert (found - expected).square().sum() < limit * (expected - expected.mean(0)).square().sum()
     assert (found_pooled is None) == (pooled is None)
     if found_pooled is not None and pooled is not None:
-        assert (found_pooled - pooled).square().sum() < 0.5 * (pooled - pooled.mean(0)).square().sum()
+        assert (found_pooled - pooled).square().sum() < 0.75 * (pooled - pooled.mean(0)).square().sum()
 
 
 def test_an_adapter_draws_what_its_embeddings_draw(saved, adapted, tmp_path, capsys):
