@@ -39,7 +39,7 @@ FEW, INTERVAL = 12, (0.2, 0.9)
 class AsTransformer(nn.Module):
     """Our denoiser with the arguments and settings that `StableDiffusion3Pipeline` expects of its transformer."""
 
-    dtype = torch.float32
+    dtype, device = torch.float32, torch.device("cpu")
 
     def __init__(self, denoiser: Denoiser):
         super().__init__()
@@ -90,6 +90,7 @@ def against_diffusers(pipe: TextToImagePipeline, pictures: int, repeats: int) ->
             num_inference_steps=STEPS,
             guidance_scale=SCALE,
             latents=noise,
+            pictures_at_once=pictures,  # as diffusers' loop; by default, pictures go one by one on a CPU
             output_type="latent",
         ).images  # pyright: ignore
 

@@ -93,7 +93,7 @@ def markdown(results: Sequence[dict[str, Any]]) -> str:
         some = next(iter(row.values()))
         of = "" if some["n"] == some["of"] else f" of {some['of']:,}"
         recalls = [figure for figure in some["figures"] if "recall@" in figure]
-        leading = recalls or list(some["figures"])[:FIGURES]
+        leading = recalls or [figure for figure in some["figures"] if not figure.endswith(OF_REAL)][:FIGURES]
         beside = [name for figure in leading for name in (figure, figure + OF_REAL) if name in some["figures"]]
         for number, figure in enumerate(beside):
             first = [cell(title(some)), f"{some['n']:,}{of}"] if number == 0 else ["", ""]

@@ -117,13 +117,13 @@ class PipelineDrawer(Drawer):
     """Our head, or any text-to-image pipeline of diffusers."""
 
     def __init__(self, args: "Args", name: str):
-        from vlm.diffusion.load import find_folder
+        from vlm.diffusion.load import find_folder, weight_files
 
         folder = find_folder(name)
         self.name = name
         device = "cpu" if args.cpu_offload else args.device  # parts are moved when they work
         self.pipe = vlm.load_pipeline(name, device=device, dtype=DTYPES[args.dtype])
-        self.sha256 = files_sha256(sorted(folder.rglob("*.safetensors")))
+        self.sha256 = files_sha256(weight_files(folder))
         if args.cpu_offload:
             if args.device == "cpu":
                 raise ArgumentError("--cpu-offload moves parts to a GPU; give --device cuda, or leave it out")

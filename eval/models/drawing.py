@@ -64,15 +64,15 @@ class DrawingModel:
 
     def __init__(self, name: str, device: str):
         import vlm
-        from vlm.diffusion.load import find_folder
+        from vlm.diffusion.load import find_folder, weight_files
         from vlm.encoders.pair import PairEncoders
         from vlm.files.digest import files_sha256
 
         self.name, self.device = name, device
         self.pipeline = vlm.load_pipeline(name, device=device)
         self.pipeline.set_progress_bar_config(disable=True)
-        self.weights = files_sha256(sorted(find_folder(name).rglob("*.safetensors")))
-        self.weights_of = "all *.safetensors"
+        self.weights = files_sha256(weight_files(find_folder(name)))
+        self.weights_of = "all *.safetensors but labels"
         judge = vlm.load_encoders(JUDGE, device=device)
         assert isinstance(judge, PairEncoders)
         self.judge = judge.eval()

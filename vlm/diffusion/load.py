@@ -80,6 +80,11 @@ def find_folder(name: str | Path) -> Path:
     return hub.fetch(source.rest, PATTERNS, ("*.fp16.*", "*.non_ema.*"))
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights that a pipeline's pictures depend on: all in its folder but a base model's labels."""
+    return sorted(file for file in folder.rglob("*.safetensors") if file.name not in hub.LABEL_FILES)
+
+
 def load_head(bundle: Bundle, dtype: torch.dtype = torch.float32) -> TextToImagePipeline:
     """The pipeline of a base model that has a head in its folder.
 
