@@ -125,7 +125,9 @@ class Encoders(nn.Module):
             ArgumentError: the model has no text encoder, or `texts` is one string, or holds something else.
         """
         if isinstance(texts, Tensor):
-            if texts.ndim != 2 or not texts.numel() or texts.is_floating_point() or texts.min() < 0:
+            wrong = texts.ndim != 2 or texts.is_floating_point()
+            # an exported or compiled network cannot ask for numbers while it is traced
+            if wrong or (not torch.compiler.is_compiling() and (not texts.numel() or bool(texts.min() < 0))):
                 raise ArgumentError(
                     f"ids of {texts.dtype} and shape {tuple(texts.shape)}; give int64[batch, tokens] made by tokenize"
                 )
