@@ -20,15 +20,7 @@ from vlm.errors import ArgumentError, ImageError
 if TYPE_CHECKING:
     from vlm.model import Model
 
-LISTS = (
-    ".txt",
-    ".csv",
-    ".tsv",
-    ".list",
-    ".lst",
-    ".json",
-    ".jsonl",
-)  # a value that ends like this is a file, not a name
+LISTS = (".txt", ".csv", ".tsv", ".list", ".lst", ".json")  # a value that ends like this is a file, not a name
 MANY = 8  # photos from which a progress bar is worth its line
 Found = TypeVar("Found")
 

@@ -24,13 +24,13 @@ class ArgumentError(VLMError, ValueError):
 
 
 def check_list(name: str, value: object) -> None:
-    """Refuse what is no list: one text, which would be cut into its letters, or nothing at all.
+    """Refuse what is not a list: one text, which would be cut into its letters, or None.
 
     Raises:
         ArgumentError: see above; it is called `name`.
     """
     if not isinstance(value, Iterable):
-        raise ArgumentError(f"{name}={value!r} is no list; give one")
+        raise ArgumentError(f"{name}={value!r} is not a list; give a list")
     if isinstance(value, str | bytes):
         raise ArgumentError(f"{name}={value[:40]!r} is one text where a list belongs; put it into a list")
 

@@ -134,7 +134,7 @@ def check_photos(images: object) -> None:
     if one or hasattr(images, "read") or (array and getattr(images, "ndim", 4) < 4):
         raise ArgumentError(f"{_describe(images)} is one photo where a list of photos belongs; put it into a list")
     if not isinstance(images, Iterable):
-        raise ArgumentError(f"{images!r} is no list of photos; give one")
+        raise ArgumentError(f"{images!r} is not a list of photos; give a list")
 
 
 def _load(source: Any, max_pixels: int) -> Image.Image:

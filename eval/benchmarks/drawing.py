@@ -281,6 +281,17 @@ def submission(items: Sequence[Item], predictions: Predictions) -> list[dict[str
     return [{"id": item.id, "prompt": item.question} for item in items]
 
 
+CAPTIONS = Benchmark(
+    name="draw_captions",
+    task="draw",
+    needs="captions.json, a list of {file, captions}, and the photos that it names",
+    card="products",
+    splits=("all",),
+    metrics=("CLIPScore", "CLIPScore of shuffled prompts", f"CLIPScore{OF_REAL}"),
+    read=read_captions,
+    score=score_captions,
+    submission=submission,
+)
 BENCHMARKS = (
     Benchmark(
         name="draw_products",
@@ -293,28 +304,8 @@ BENCHMARKS = (
         score=score_products,
         submission=submission,
     ),
-    Benchmark(
-        name="draw_captions",
-        task="draw",
-        needs="captions.json, a list of {file, captions}, and the photos that it names",
-        card="products",
-        splits=("all",),
-        metrics=("CLIPScore", "CLIPScore of shuffled prompts", f"CLIPScore{OF_REAL}"),
-        read=read_captions,
-        score=score_captions,
-        submission=submission,
-    ),
-    Benchmark(
-        name="draw_captions_best",
-        task="draw_best",
-        needs="captions.json, a list of {file, captions}, and the photos that it names",
-        card="products",
-        splits=("all",),
-        metrics=("CLIPScore", "CLIPScore of shuffled prompts", f"CLIPScore{OF_REAL}"),
-        read=read_captions,
-        score=score_captions,
-        submission=submission,
-    ),
+    CAPTIONS,
+    replace(CAPTIONS, name="draw_captions_best", task="draw_best"),
     Benchmark(
         name="draw_scenes",
         task="draw",

@@ -192,18 +192,32 @@ def test_colours_by_hand():
     assert colours_of(Image.new("RGB", (4, 4), "white"))[-1] == 1
 
 
-def test_captions_through_the_command(tmp_path, drawing_base, drawing, monkeypatch):
-    """A small head with random weights: the pictures are those of the pipeline, and the figures are finite."""
-    model, data, out = tmp_path / "model", tmp_path / "data", tmp_path / "out"
+@pytest.fixture
+def head(tmp_path, drawing_base, drawing, monkeypatch) -> Path:
+    """The folder of a small base with a head, both with random weights, which is also the judge."""
+    model = tmp_path / "model"
     shutil.copytree(drawing_base, model)
     save_head(model, drawing())
+    monkeypatch.setattr("eval.models.drawing.JUDGE", str(model))
+    return model
+
+
+@pytest.fixture
+def captions(tmp_path) -> Path:
+    """A folder with a photo of each colour, and two captions of each."""
+    data = tmp_path / "data"
     data.mkdir()
     records = []
     for name, colour in COLOURS.items():
         Image.new("RGB", (20, 16), colour).save(data / f"{name}.png")
         records.append({"file": f"{name}.png", "captions": [f"a {name.lower()} shoe .", "a shirt"]})
     (data / "captions.json").write_text(json.dumps(records))
-    monkeypatch.setattr("eval.models.drawing.JUDGE", str(model))
+    return data
+
+
+def test_captions_through_the_command(tmp_path, head, captions):
+    """A small head with random weights: the pictures are those of the pipeline, and the figures are finite."""
+    model, data, out = head, captions, tmp_path / "out"
     assert main(["draw_captions", "--data", str(data), "--model", str(model), "--out", str(out)]) == 0
     results, items = read(out)
     assert results["n"] == 3 and results["settings"]["size"] == 16
@@ -230,17 +244,8 @@ def test_the_nearest_other_photo_is_not_the_prompts_own():
     assert _nearest(texts, photos, own=True) == pytest.approx([150, 250 * 0.5**0.5, 0])
 
 
-def test_a_round_trip_is_a_drawing_and_a_caption_each_way(tmp_path, drawing_base, drawing, monkeypatch):
-    model, data, out = tmp_path / "model", tmp_path / "data", tmp_path / "out"
-    shutil.copytree(drawing_base, model)
-    save_head(model, drawing())
-    data.mkdir()
-    records = []
-    for name, colour in COLOURS.items():
-        Image.new("RGB", (20, 16), colour).save(data / f"{name}.png")
-        records.append({"file": f"{name}.png", "captions": [f"a {name.lower()} shoe .", "a shirt"]})
-    (data / "captions.json").write_text(json.dumps(records))
-    monkeypatch.setattr("eval.models.drawing.JUDGE", str(model))
+def test_a_round_trip_is_a_drawing_and_a_caption_each_way(tmp_path, head, captions, monkeypatch):
+    model, data, out = head, captions, tmp_path / "out"
     # the small base writes the same whatever it sees; this one says which colour there is most of
     monkeypatch.setattr(VLMModel, "run", lambda self, task, images, *columns: [colour_name(image) for image in images])
     assert main(["roundtrip", "--data", str(data), "--model", str(model), "--out", str(out)]) == 0
@@ -261,27 +266,16 @@ def colour_name(image: torch.Tensor) -> str:
     return f"a {list(COLOURS)[int(image.mean((1, 2)).argmax())].lower()} shoe"
 
 
-def test_a_model_that_only_draws_makes_no_round_trip(tmp_path, drawing_base, drawing, capsys):
-    model = tmp_path / "model"
-    shutil.copytree(drawing_base, model)
-    save_head(model, drawing())
-    config = json.loads((model / "config.json").read_text())
-    (model / "config.json").write_text(json.dumps({**config, "tasks": {"answer": {}}}))
-    (tmp_path / "data").mkdir()
-    Image.new("RGB", (20, 16)).save(tmp_path / "data/a.png")
-    (tmp_path / "data/captions.json").write_text(json.dumps([{"file": "a.png", "captions": ["a shoe"]}]))
-    data, out = str(tmp_path / "data"), str(tmp_path / "out")
-    assert main(["roundtrip", "--data", data, "--model", str(model), "--out", out]) == 2
+def test_a_model_that_only_draws_makes_no_round_trip(tmp_path, head, captions, capsys):
+    config = json.loads((head / "config.json").read_text())
+    (head / "config.json").write_text(json.dumps({**config, "tasks": {"answer": {}}}))
+    assert main(["roundtrip", "--data", str(captions), "--model", str(head), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
     assert "cannot caption photos (it was trained for: answer)" in err
 
 
-def test_the_best_of_eight_is_the_nearest_to_its_prompt(tmp_path, drawing_base, drawing, monkeypatch):
-    model = tmp_path / "model"
-    shutil.copytree(drawing_base, model)
-    save_head(model, drawing())
-    monkeypatch.setattr("eval.models.drawing.JUDGE", str(model))
-    drawer = DrawingModel(str(model), "cpu")
+def test_the_best_of_eight_is_the_nearest_to_its_prompt(tmp_path, head):
+    drawer = DrawingModel(str(head), "cpu")
     Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
     items = [Item(prompt, tmp_path / "a.png", (prompt,), prompt) for prompt in ("a red shoe", "a shirt")]
     found = drawer.draw_best_items(items, [drawer.prepare(item.image) for item in items])

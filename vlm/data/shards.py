@@ -189,7 +189,7 @@ def _parse(record: dict[str, Any]) -> Sample:
     )
 
 
-NO_TEXTS = ("nan", "null")  # what programs write where there is no text
+NO_TEXTS = ("nan", "null")  # written by programs in place of a missing text
 
 
 def texts_of(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -203,7 +203,7 @@ def texts_of(fields: Mapping[str, Any], name: str) -> tuple[str, ...]:
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{name}={str(found)[:60]} is not a list of texts; correct it")
     if bad := [text for text in texts if text.strip().lower() in NO_TEXTS]:
-        raise DataError(f"{name} holds {bad[0]!r}, which stands for no text at all; leave it out")
+        raise DataError(f"{name} holds {bad[0]!r}, which some programs write for a missing text; remove it")
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

@@ -154,12 +154,13 @@ class TextToImagePipeline(DiffusionPipeline):
                     )
                     for i in range(0, len(texts), share)
                 ]
-                clean = x - now * torch.cat(velocity)
+                before = x
                 x = self.scheduler.step(torch.cat(velocity), timestep, x, return_dict=False, **options)[0]
                 if keep is not None:
                     assert start is not None
                     x = keep * x + (1 - keep) * ((1 - after) * start + after * noise)
                 if callback_on_step_end is not None:
+                    clean = before - now * torch.cat(velocity)
                     returned = callback_on_step_end(self, step, timestep, {"latents": x, "clean": clean})
                     x = returned["latents"] if returned and "latents" in returned else x
                 bar.update()

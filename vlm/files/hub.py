@@ -131,7 +131,7 @@ def no_waiting() -> Generator[None]:
 
 
 def _reachable(address: str) -> bool:
-    """Whether something answers at the address of a server; behind a proxy, nobody can tell before trying."""
+    """Whether something answers at the address of a server; behind a proxy, the answer is True without a try."""
     if getproxies().keys() & {"http", "https", "all"}:
         return True
     parts = urlsplit(address)
