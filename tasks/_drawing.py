@@ -263,7 +263,7 @@ def draw_all(args: "Args", prompts: Sequence[str], out: Path) -> Iterator[Path]:
     ]
     total, many = len(prompts) * each, len(prompts) * args.num_images > 1
     names = [numbered(out, number) for number in range(1, len(prompts) * args.num_images + 1)] if many else []
-    check_places(args, [out, *names])
+    check_places(args, [out, *names], args)
     drawer = load_drawer(args, args.model)
     encoders = vlm.load_encoders(args.rank_model, device=args.device) if args.rerank else None
     kept: list[Image.Image] = []
@@ -299,8 +299,13 @@ def numbered(out: Path, number: int) -> Path:
     return out.with_name(f"{out.stem}-{number}{out.suffix}")
 
 
-def check_places(args: "Args", outs: Sequence[Path]) -> None:
+def check_places(args: "Args", outs: Sequence[Path], given: "Args | Request") -> None:
     """Make the folder of the pictures, and refuse to draw over a picture that is read.
+
+    Args:
+        args: of the command.
+        outs: files that are going to be written, beside the preview.
+        given: names the pictures that are read.
 
     Raises:
         ArgumentError: see above, or there can be no such folder.
@@ -311,9 +316,9 @@ def check_places(args: "Args", outs: Sequence[Path]) -> None:
         raise ArgumentError(f"--out {str(outs[0])!r} cannot be written: {error.strerror}") from None
     preview = [] if args.preview is None else [Path(os.path.expanduser(args.preview))]
     for name in PHOTOS:
-        given = getattr(args, name)
-        if given is not None and any(same_file(place, given) for place in (*outs, *preview)):
-            raise ArgumentError(f"{_option(name)} {given!r} would be drawn over; name another file by --out")
+        file = getattr(given, name)
+        if file is not None and any(same_file(place, file) for place in (*outs, *preview)):
+            raise ArgumentError(f"{_option(name)} {file!r} would be drawn over; name another file by --out")
 
 
 def draw_again(args: "Args", out: Path) -> Iterator[Path]:
@@ -325,6 +330,7 @@ def draw_again(args: "Args", out: Path) -> Iterator[Path]:
     """
     assert args.again is not None
     request, record = read_record(Path(os.path.expanduser(args.again)))
+    check_places(args, [out], request)
     name = record["model"] if args.model == "tiny" else args.model
     drawer = load_drawer(args, name)
     if drawer.sha256 != record["model_sha256"]:
@@ -333,8 +339,6 @@ def draw_again(args: "Args", out: Path) -> Iterator[Path]:
             f"({record['model_sha256'][:12]}); give their folder by --model"
         )
     drawer.name = record["model"]
-    if any((file := getattr(request, name)) is not None and same_file(out, file) for name in PHOTOS):
-        raise ArgumentError(f"--out {str(out)!r} is what the picture starts from; name another file")
     write(out, drawer.draw(request, quiet=False), record_of(request, drawer))
     yield out
 

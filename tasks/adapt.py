@@ -1,4 +1,4 @@
-"""Train an adapter, so that a pipeline of diffusers reads prompts through our base model."""
+"""Train an adapter, through which a model such as tiny reads the prompts of a pipeline of diffusers."""
 
 import os
 import sys

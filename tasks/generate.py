@@ -44,10 +44,11 @@ class Args:
     mask: str | None = None
     """With --init-image: picture that is white where to redraw and black where to keep."""
     variations_of: str | None = None
-    """A photo to draw others like: same things, another picture. --prompt may say more. The model must have learned
-    from photos' vectors, as tiny has."""
+    """A photo: draw other pictures of what it shows; --prompt may add to it. For models trained with photo_vectors.
+    tiny has learned little of this: it mostly draws textures."""
     prior: bool = False
-    """Guess from the prompt what a photo of it looks like to the encoders, and draw that."""
+    """Draw from the photo vector that the prior expects for the prompt, instead of from the prompt's own vector. As
+    with --variations-of, the pictures of tiny are mostly textures."""
     rerank: int = 0
     """Draw this many pictures of each prompt, and keep the --num-images that match it best, as computed by an image and
     a text encoder; 0 keeps all. Variations without a prompt are matched with their photo."""

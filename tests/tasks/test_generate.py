@@ -244,7 +244,9 @@ def test_a_picture_is_not_drawn_again_over_what_it_started_from(folder, tmp_path
     Image.radial_gradient("L").convert("RGB").save(start)
     assert run("--model", folder, "--prompt", "a shoe", "--init-image", start, "--out", out, *FEW) == 0
     assert run("--again", out, "--out", start) == 2
-    assert "is what the picture starts from" in capsys.readouterr().err
+    assert "would be drawn over" in capsys.readouterr().err
+    assert run("--again", out, "--out", tmp_path / "x.png", "--preview", start) == 2
+    assert "would be drawn over" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_written_is_told_before_drawing(folder, tmp_path, capsys):

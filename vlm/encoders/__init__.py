@@ -1,5 +1,6 @@
 """Importable encoders: photos and sentences to vectors of one space, whoever made the weights."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ def load_encoders(name: str | Path = "tiny", *, device: str | torch.device = "cp
         from vlm.encoders.timm import load_timm
 
         try:
-            with hub.no_waiting():
+            own = Path(source.rest.partition("/")[2]).is_file()  # weights on disk need no hub
+            with nullcontext() if own else hub.no_waiting():
                 encoders = {"open_clip": load_open_clip, "timm": load_timm}[source.kind](source.name, source.rest)
         except VLMError:
             raise
