@@ -164,22 +164,25 @@ def test_a_model_without_a_head_says_what_to_do(drawing_base, tmp_path, capsys):
 
 
 def test_tiny_draws_what_it_is_told(tmp_path):
-    """Six prompts, one picture each: the encoders and the colours of the pixels tell which is which."""
+    """Two pictures of each of six prompts, by their pixels: the colour of what is not white, and its shape.
+
+    T-shirts are worn, so they are tall; bags are wider. At least ten of twelve, since some pictures are textures all
+    over: by chance that happens in 2 %.
+    """
     colours = {"red": 0, "green": 1, "blue": 2}
     prompts = [f"a {colour} {thing}" for colour in colours for thing in ("t-shirt", "handbag")]
     flags = [part for prompt in prompts for part in ("--prompt", prompt)]
-    assert run(*flags, "--out", tmp_path / "x.png") == 0
-    pictures = [Image.open(tmp_path / f"x-{number}.png").convert("RGB") for number in range(1, 7)]
-    assert {picture.size for picture in pictures} == {(64, 64)}
-    encoders = vlm.load_encoders("tiny")
-    with torch.inference_mode():
-        scores = encoders.encode_image(pictures) @ encoders.encode_text(["a photo of a t-shirt", "a photo of a bag"]).T
-    right = sum(found == expected for found, expected in zip(scores.argmax(1).tolist(), [0, 1] * 3, strict=True))
-    assert right >= 5
-    for picture, prompt in zip(pictures, prompts, strict=True):
-        pixels = np.asarray(picture).reshape(-1, 3).astype(float)
-        seen = pixels[pixels.min(1) < 200].mean(0)  # white ground left out
-        assert seen.argmax() == colours[prompt.split()[1]], prompt
+    assert run(*flags, "--num-images", 2, "--out", tmp_path / "x.png") == 0
+    right = []
+    for number, prompt in enumerate(prompt for prompt in prompts for _ in range(2)):
+        picture = Image.open(tmp_path / f"x-{number + 1}.png").convert("RGB")
+        assert picture.size == (64, 64)
+        pixels = np.asarray(picture).astype(float)
+        thing = pixels.min(2) < 200  # white ground left out
+        assert pixels[thing].mean(0).argmax() == colours[prompt.split()[1]], prompt
+        height, width = (np.ptp(np.flatnonzero(thing.mean(axis) > 0.05)) + 1 for axis in (1, 0))
+        right.append((height > 1.5 * width) == ("t-shirt" in prompt))
+    assert sum(right) >= 10, right
 
 
 @pytest.mark.parametrize(
