@@ -336,7 +336,8 @@ def draw_again(args: "Args", out: Path) -> Iterator[Path]:
     if drawer.sha256 != record["model_sha256"]:
         raise ModelError(
             f"{name!r} has other weights ({drawer.sha256[:12]}) than the picture was drawn with "
-            f"({record['model_sha256'][:12]}); give their folder by --model"
+            f"({record['model_sha256'][:12]}); give their folder by --model, and "
+            "--adapter if there was one"
         )
     drawer.name = record["model"]
     write(out, drawer.draw(request, quiet=False), record_of(request, drawer))

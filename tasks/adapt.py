@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: Args) -> None:
-    """Train, and print how much of the pipeline's own text embeddings the adapter explains."""
+    """Train; stderr says how much of the pipeline's own text embeddings the adapter explains, stdout where it is."""
     if min(args.steps, args.batch_size) < 1:
         raise ArgumentError("--steps and --batch-size must be 1 or more")
     if not 0 < args.lr < 1:
@@ -52,6 +52,8 @@ def run(args: Args) -> None:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise ArgumentError(f"--texts {args.texts!r} cannot be read: {reason}") from None
     with no_collections():
+        from tqdm import tqdm
+
         import vlm
         from vlm.diffusion.adapter import train_adapter
         from vlm.diffusion.pipeline import TextToImagePipeline
@@ -71,6 +73,7 @@ def run(args: Args) -> None:
         batch_size=args.batch_size,
         lr=args.lr,
         seed=args.seed,
+        log=lambda line: tqdm.write(line, file=sys.stderr),
     )
     adapted.save(os.path.expanduser(args.out))
     print(args.out)

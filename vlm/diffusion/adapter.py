@@ -169,7 +169,16 @@ class AdaptedPrompts:
         if (pooled := self.adapter.config["pooled"] > 0) != ("pooled_prompt_embeds" in known):
             other = "has no" if pooled else "needs a"
             raise ArgumentError(
-                f"the adapter is for another pipeline: a {type(pipe).__name__} {other} pooled embedding"
+                f"the adapter is for another pipeline: a {type(pipe).__name__} {other} pooled embedding; train one "
+                "for it with `vlm adapt`"
+            )
+        network = getattr(pipe, "unet", None) or pipe.transformer
+        names = ("cross_attention_dim", "joint_attention_dim")
+        wanted = {network.config[name] for name in names if isinstance(network.config.get(name), int)}
+        if wanted and self.adapter.config["dim"] not in wanted:
+            raise ArgumentError(
+                f"the adapter makes embeddings of {self.adapter.config['dim']} numbers, the pipeline reads "
+                f"{max(wanted)}; train one for it with `vlm adapt`"
             )
         found: dict[str, Tensor | None] = {}
         for kind, text in (("", prompt), ("negative_", negative_prompt)):
@@ -189,7 +198,7 @@ def check_kind(pipe: Any) -> Mapping[str, Any]:
     if "prompt_embeds" not in known or "prompt_attention_mask" in known or not hasattr(pipe, "encode_prompt"):
         raise ArgumentError(
             "adapters serve pipelines of the kind of Stable Diffusion 1 to 3, SDXL and Flux, not a "
-            f"{type(pipe).__name__}"
+            f"{type(pipe).__name__}; choose such a pipeline"
         )
     return known
 
