@@ -1,4 +1,4 @@
-"""Say what a photo shows, by your labels or by those that the model knows."""
+"""Choose a label for each photo: one of yours, or one of the model's own."""
 
 import math
 import sys
@@ -24,8 +24,8 @@ class Args(PhotoArgs):
     """Bundled name, local folder or hub id; open_clip:ARCHITECTURE/TAG; ofa:FILE, ofa:FOLDER or ofa:OWNER/NAME. With
     image and text encoders, photos and labels are compared; other models score the labels as answers."""
     labels: str | None = None
-    """Labels to choose from: "cat,dog,car", or a text file with one label per line. By default those that the model
-    tells apart by itself: the thousand things of ImageNet, for tiny."""
+    """Labels to choose from: "cat,dog,car", or a text file with one label per line. By default the model's own
+    labels; tiny has the 1,000 of ImageNet, such as espresso or tripod."""
     template: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Sentence to put each label into, with {} for the label (image and text encoders only). The features of several
     templates are averaged. By default "a photo of a {}"."""

@@ -1,4 +1,4 @@
-"""Give the tower of a model that was trained the thousand labels of ImageNet again, for `vlm classify`."""
+"""Fit the 1,000 labels of ImageNet to a model, so that vlm classify needs no labels of yours."""
 
 import random
 import sys
@@ -12,10 +12,10 @@ from vlm.errors import ArgumentError
 @dataclass(frozen=True)
 class Args:
     model: str
-    """Folder of a model whose tower began with the ImageNet weights of the extra `train`, as tiny's did; labels.json
-    and labels.safetensors are written into it."""
+    """Folder of a model that was trained from the ImageNet weights that come with the extra `train`, as tiny was;
+    labels.json and labels.safetensors are written into it."""
     data: tuple[str, ...]
-    """Folder of .tar shards, or several folders; the photos need no labels."""
+    """Folder of .tar shards of photos, or several folders. The photos need no labels."""
     photos: int = 2000
     """How many photos to read, drawn at random."""
     seed: int = 0

@@ -335,8 +335,7 @@ def classify_each(
     Args:
         model: from `load_classifier`.
         images: paths, bytes, file objects, PIL images, arrays or tensors, of any sizes.
-        labels: names to choose from; None: those that the model's tower tells apart by itself, of `tiny` the thousand
-            things of ImageNet.
+        labels: names to choose from; None: the model's own; `tiny` has the 1,000 of ImageNet.
         templates: for a pair of encoders, sentences that labels are put into; None: those of
             `vlm.encoders.zero_shot`.
         batch_size: photos that go through the networks together.

@@ -19,7 +19,7 @@ class PairEncoders(Encoders):
     """The project's own pair: the tower that the backbone reads from, and a text tower.
 
     Attributes:
-        labels: what the tower tells apart by itself; None: nothing.
+        labels: the tower's own labels; None: it has none.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class Bundle:
         folder: where it was loaded from; None: from files of another format, or it was built here.
         pair: the contrastive pair on the module's tower, if there is one and it was asked for.
         pair_tokenizer: of the pair's text tower.
-        labels: what the tower tells apart by itself, if there is such a head and the pair was asked for.
+        labels: the tower's own labels, if there are any and the pair was asked for.
     """
 
     module: VisionLanguageModel

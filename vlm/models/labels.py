@@ -1,4 +1,4 @@
-"""Names that an image tower tells apart by itself, such as the thousand things of ImageNet."""
+"""A classifier on an image tower, with names for its classes, such as those of ImageNet."""
 
 from dataclasses import dataclass
 
